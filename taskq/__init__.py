@@ -1,0 +1,33 @@
+"""taskq: a distributed task queue in one `pip install`.  These are the public names; everything else may change."""
+
+from __future__ import annotations
+
+from taskq.app import App, TaskFunction
+from taskq.client import AsyncClient, Client
+from taskq.control import Control, Discard, Retry, Snooze
+from taskq.errors import BrokerUnavailable, ResultTimeout, TaskCancelled, TaskFailed, TaskqError
+from taskq.handle import EnqueueError, TaskHandle, TaskInfo
+from taskq.version import VERSION as __version__
+from taskq.worker.context import TaskContext, current_task
+
+__all__ = [
+    "App",
+    "AsyncClient",
+    "BrokerUnavailable",
+    "Client",
+    "Control",
+    "Discard",
+    "EnqueueError",
+    "ResultTimeout",
+    "Retry",
+    "Snooze",
+    "TaskCancelled",
+    "TaskContext",
+    "TaskFailed",
+    "TaskFunction",
+    "TaskHandle",
+    "TaskInfo",
+    "TaskqError",
+    "__version__",
+    "current_task",
+]

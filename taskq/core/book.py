@@ -1,0 +1,203 @@
+"""The book of a shard: its state, and what the nouns (enqueue, grant, report, cancel, lease …) share to read and change it.
+
+It decides nothing and writes no record.  `Shard` adds the turn and the tables.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterable
+from struct import unpack
+from typing import Any, TypeAlias
+
+import attrs
+
+from taskq.core import effects as fx
+from taskq.core import messages as m
+from taskq.core.admission import Admission
+from taskq.core.consumer import Consumer, Consumers
+from taskq.core.queue import Budget, Queue
+from taskq.core.task import PENDING, RUNNING, TIMED, Task
+from taskq.ids import SLOTS, slot_of_queue
+
+# what a decide function gives: records, and a message to answer with (or a FindLoad: decide again when the store has answered)
+Decision: TypeAlias = tuple[list[Any], Any]
+
+
+class Sequence64:
+    """A rising number, shared by the shards of a broker."""
+
+    def __init__(self, following: int) -> None:
+        self.following = following
+
+    def take(self, count: int) -> int:
+        """The first of `count` new numbers."""
+        first = self.following
+        self.following += count
+        return first
+
+
+@attrs.frozen
+class Limits:
+    payload_bytes_max: int = 1 << 20
+    lease_ms: int = 15_000
+
+
+@attrs.define(eq=False)
+class Shared:
+    """What the shards of one broker share."""
+
+    sequence: Sequence64
+    tokens: Sequence64
+    budget: Budget
+    rng: random.Random
+    limits: Limits = attrs.field(factory=Limits)
+    consumers: Consumers = attrs.field(factory=dict)
+    admission: Admission = attrs.field(factory=Admission)
+    durability: int = m.FSYNC
+    pruned_id_ms: int = 0
+
+
+class Book:
+    def __init__(self, index: int, count: int, shared: Shared) -> None:
+        self.index = index
+        self.count = count
+        self.shared = shared
+        self.sequence, self.tokens, self.rng = shared.sequence, shared.tokens, shared.rng
+        self.limits, self.consumers, self.admission = shared.limits, shared.consumers, shared.admission
+        self.durability = shared.durability
+        self.tasks: dict[bytes, Task] = {}
+        self.keys: dict[tuple[str, str], Task] = {}
+        self.queues: dict[str, Queue] = {}
+        self.held: dict[bytes, dict[int, Task]] = {}
+        self.subscribers: dict[str, list[Consumer]] = {}
+        self.waiters: dict[bytes, list[fx.Command]] = {}
+        self.timers: list[tuple[int, int, Any]] = []
+        self.touched: dict[str, None] = {}
+        self.dirty: list[Task] = []
+        self.suspects: set[bytes] = set()
+        self.pass_ms = 0
+        self.gap_until_ms = 0
+        self.effects = fx.Effects()
+        self._ties = 0
+
+    # ---- what the nouns share --------------------------------------------------------------------------------------------------------
+
+    @property
+    def pruned_id_ms(self) -> int:
+        return self.shared.pruned_id_ms
+
+    def owns_slot(self, slot: int) -> bool:
+        return slot * self.count // SLOTS == self.index
+
+    def owns_queue(self, name: str) -> bool:
+        return self.owns_slot(slot_of_queue(name))
+
+    def slot_of(self, queue: str) -> int:
+        return slot_of_queue(queue)
+
+    def queue(self, name: str) -> Queue:
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = Queue(name, self.shared.budget)
+        return queue
+
+    @staticmethod
+    def unpack_tokens(block: bytes, count: int) -> tuple[int, ...]:
+        return unpack(f">{count}Q", block)
+
+    def touch(self, task: Task) -> None:
+        """The task's row in the store is behind."""
+        if not task.dirty:
+            task.dirty = True
+            self.dirty.append(task)
+
+    def take_dirty(self) -> list[Task]:
+        """The tasks whose rows are behind; the caller turns them into rows before the next turn."""
+        dirty, self.dirty = self.dirty, []
+        for task in dirty:
+            task.dirty = False
+        return dirty
+
+    def let_go(self, task: Task) -> None:
+        """The lease of a task ends."""
+        self.held_drop(task)
+        task.drop_lease()
+
+    def held_drop(self, task: Task) -> None:
+        held = self.held.get(task.session)
+        if held is not None:
+            held.pop(task.token, None)
+            if not held:
+                del self.held[task.session]
+
+    def received_of(self, session: bytes) -> int:
+        """The deliveries that a session has confirmed; all of them if it is known only from before a restart."""
+        consumer = self.consumers.get(session)
+        return 1 << 62 if consumer is None or consumer.restored else consumer.received
+
+    def set_timer(self, due_ms: int, what: Any) -> None:
+        self._ties += 1
+        heapq.heappush(self.timers, (due_ms, self._ties, what))
+
+    def wait(self, task_id: bytes, command: fx.Command, until_ms: int) -> None:
+        self.waiters.setdefault(task_id, []).append(command)
+        self.set_timer(until_ms, command)
+
+    def answer(self, command: fx.Command, reply: Any) -> None:
+        """Send the answer to a command, or the question to the store that it needs first."""
+        if type(reply) is fx.FindLoad:
+            self.effects.loads.append(reply)
+        elif reply is not None:
+            self.effects.reply(command, reply)
+
+    # ---- memory and store ------------------------------------------------------------------------------------------------------------
+
+    def adopt(self, task: Task) -> None:
+        """A cold task comes into memory; what is in memory already counts more."""
+        if task.id not in self.tasks:
+            self.tasks[task.id] = task
+            if task.key is not None:
+                self.keys[task.queue, task.key] = task
+
+    def restore(self, task: Task) -> None:
+        """At start: a live task that is kept in memory, whatever its state."""
+        self.adopt(task)
+        queue = self.queue(task.queue)
+        queue.counts[task.state] += 1
+        if task.state == RUNNING:
+            self.held.setdefault(task.session, {})[task.token] = task
+        elif task.state in TIMED:
+            self.set_timer(task.due_ms, task)
+
+    def restore_count(self, queue: str, state: int, priority: int, task_type: str, tasks: int) -> None:
+        """At start: so many tasks that stay cold."""
+        self.queue(queue).counts[state] += tasks
+        if state == PENDING:
+            self.queue(queue).line(priority, task_type).waiting += tasks
+
+    def check(self) -> None:
+        """Every invariant that can be seen from inside; for tests."""
+        for queue in self.queues.values():
+            assert all(count >= 0 for count in queue.counts), (queue.name, queue.counts)
+            for line in queue.lines.values():
+                live = [task for task in line.tasks if task.hot]
+                assert line.hot == len(live) <= line.waiting, (line.hot, len(live), line.waiting)
+                assert all(task.state == PENDING for task in live)
+                assert [task.position for task in live] == sorted(task.position for task in live)
+            assert queue.counts[PENDING] == sum(line.waiting for line in queue.lines.values())
+        running = [task for task in self.tasks.values() if task.state == RUNNING]
+        held = {token: task for tasks in self.held.values() for token, task in tasks.items()}
+        assert len(held) == len(running) and all(held[task.token] is task for task in running)
+        assert all((task.token != 0) == (task.state == RUNNING) for task in self.tasks.values())
+
+
+def index(tasks: Iterable[Task]) -> dict[Any, Task]:
+    """Tasks by id and by (queue, key)."""
+    known: dict[Any, Task] = {}
+    for task in tasks:
+        known[task.id] = task
+        if task.key is not None:
+            known[task.queue, task.key] = task
+    return known

@@ -1,0 +1,61 @@
+"""Cancel: a task that does not run is cancelled at once; a running one is asked to stop.
+
+Whatever its worker reports but success then makes it cancelled."""
+
+from __future__ import annotations
+
+from struct import pack
+
+from taskq.core import messages as m
+from taskq.core.book import Book, Decision
+from taskq.core.effects import Command, FindLoad, Reply
+from taskq.core.enqueue import Known
+from taskq.core.lookup import answer_waiters
+from taskq.core.records import CancelAsked, Dropped
+from taskq.core.task import CANCELLED, FINAL, RUNNING, Task
+from taskq.ids import ID_BYTES, slot_of_id, split
+
+
+def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    ids = split(command.message.ids, ID_BYTES)
+    missing = tuple(task_id for task_id in ids if task_id not in book.tasks)
+    if missing and known is None:
+        return [], FindLoad(missing, (), command)
+    tasks = [book.tasks.get(task_id) or (known or {}).get(task_id) for task_id in ids]
+    idle = {task.id: task for task in tasks if task is not None and task.state not in FINAL and task.state != RUNNING}
+    running = {task.id: task for task in tasks if task is not None and task.state == RUNNING}
+    for task in idle.values():
+        book.adopt(task)
+    records: list[object] = []
+    if idle:
+        records.append(Dropped(slot_of_id(ids[0]), now_ms, b"".join(idle)))
+    if running:
+        records.append(CancelAsked(slot_of_id(ids[0]), b"".join(running)))
+    return records, m.Cancelled(bytes(_outcome(task) for task in tasks))
+
+
+def _outcome(task: Task | None) -> int:
+    if task is None:
+        return m.CANCEL_NOT_FOUND
+    if task.state in FINAL:
+        return m.CANCEL_ALREADY_FINAL
+    return m.CANCEL_REQUESTED if task.state == RUNNING else m.CANCEL_DONE
+
+
+def evolve_dropped(book: Book, record: Dropped) -> None:
+    for task_id in split(record.ids, ID_BYTES):
+        task = book.tasks[task_id]
+        book.queue(task.queue).move(task, CANCELLED)
+        task.finished_ms = record.now_ms
+        book.touch(task)
+        answer_waiters(book, task, record.now_ms)
+
+
+def evolve_cancel_asked(book: Book, record: CancelAsked) -> None:
+    for task_id in split(record.ids, ID_BYTES):
+        task = book.tasks[task_id]
+        task.cancel_requested = True
+        book.touch(task)
+        consumer = book.consumers.get(task.session)
+        if consumer is not None and consumer.origin:
+            book.effects.replies.append(Reply(consumer.origin, 0, 0, m.Revoke(pack(">Q", task.token))))

@@ -1,0 +1,54 @@
+"""A worker session as the shards see it: its subscription, its credit and whether it is alive.
+
+One object a session, shared by all shards of the process, which run in turns on one thread and take from it in turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+
+@attrs.define(eq=False)
+class Consumer:
+    """`allowed` and `delivered` count deliveries since the session began.  Deliveries up to `received` are confirmed.  Its leases end at
+    `deadline_ms` unless it is heard of again.  `origin` is its connection, 0 while it is away.  `restored`: known from before a restart only.
+    `choked`: its connection does not take more for the moment."""
+
+    session: bytes
+    name: str
+    deadline_ms: int
+    client: dict[str, Any] = attrs.field(factory=dict)
+    origin: int = 0
+    queues: tuple[str, ...] = ()
+    task_types: frozenset[str] = frozenset()
+    concurrency: int = 0
+    allowed: int = 0
+    delivered: int = 0
+    received: int = 0
+    connected_ms: int = 0
+    heard_ms: int = 0
+    restored: bool = False
+    over: bool = False
+    choked: bool = False
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it will take now."""
+        return self.allowed - self.delivered if self.origin and not self.over and not self.choked else 0
+
+    def heard(self, received: int, now_ms: int, lease_ms: int) -> None:
+        """A sign of life.  What was never delivered cannot have been received."""
+        self.received = max(self.received, min(received, self.delivered))
+        self.heard_ms = now_ms
+        self.deadline_ms = max(self.deadline_ms, now_ms + lease_ms)
+
+    def away(self, now_ms: int, grace_ms: int) -> None:
+        """The connection is gone: the leases end after the grace unless the session resumes or its keeper is heard."""
+        self.origin = 0
+        self.queues = ()
+        self.deadline_ms = min(self.deadline_ms, now_ms + grace_ms)
+
+
+Consumers = dict[bytes, Consumer]

@@ -1,0 +1,134 @@
+"""What a turn of a shard asks the world to do, as values that print themselves.
+
+`records` must be durable before any of `replies` leaves.  `loads` are questions to the store, answered by `Found` and `LineLoaded` commands.
+`bugs` are commands whose decision raised: their connections are closed.  `wake_at_ms` 0: no timer is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from taskq.core.task import Task
+
+
+@attrs.define
+class Command:
+    """A message on its way to a shard.  `origin` names the connection that asked (0: nobody), `part` the piece of a request that was split over
+    several slots, `resent` the flag that it may have been sent before."""
+
+    origin: int
+    seq: int
+    message: Any
+    part: int = 0
+    resent: bool = False
+
+
+@attrs.define
+class Reply:
+    """A message on its way to a connection; seq 0 is not the answer to a request."""
+
+    origin: int
+    seq: int
+    part: int
+    message: Any
+
+
+@attrs.frozen
+class FindLoad:
+    """Ask the store for the rows with these ids or (queue, key) pairs; the parked command is decided again with what was found."""
+
+    ids: tuple[bytes, ...]
+    keys: tuple[tuple[str, str], ...]
+    parked: Command
+
+
+@attrs.frozen
+class LineLoad:
+    """Ask the store for the next pending rows of a line."""
+
+    queue: str
+    priority: int
+    task_type: str
+    after_position: int
+    limit: int
+
+
+@attrs.define
+class Effects:
+    records: list[Any] = attrs.field(factory=list)
+    replies: list[Reply] = attrs.field(factory=list)
+    loads: list[FindLoad | LineLoad] = attrs.field(factory=list)
+    bugs: list[tuple[Command, Exception]] = attrs.field(factory=list)
+    wake_at_ms: int = 0
+
+    def reply(self, command: Command, message: Any) -> None:
+        if command.origin:
+            self.replies.append(Reply(command.origin, command.seq, command.part, message))
+
+
+# ---- commands that come from inside the node, never from the wire -----------------------------------------------------------------
+
+
+@attrs.define
+class Tick:
+    """Time has passed: timers, leases."""
+
+
+@attrs.define
+class Ready:
+    """A consumer subscribed or has new credit."""
+
+    session: bytes
+
+
+@attrs.define
+class Over:
+    """A session is over and its leases end: as crashes with a cause, or uncharged (`cause` empty)."""
+
+    session: bytes
+    cause: str
+
+
+@attrs.define
+class Held:
+    """A worker says which tokens it holds, by heartbeat or when it resumes; answer: Known.  With `resumed`, every token that is not listed is
+    given up, whatever its delivery number."""
+
+    session: bytes
+    received: int
+    tokens: frozenset[bytes]
+    resumed: bool
+
+
+@attrs.define
+class Known:
+    """Of the tokens of a Held, those that are current in this shard, and those of them whose tasks are to be cancelled."""
+
+    tokens: list[bytes]
+    cancelled: list[bytes]
+
+
+@attrs.define
+class Found:
+    """The store's answer to a FindLoad."""
+
+    parked: Command
+    tasks: Sequence[Task]
+
+
+@attrs.define
+class LineLoaded:
+    """The store's answer to a LineLoad."""
+
+    load: LineLoad
+    tasks: Sequence[Task]
+
+
+@attrs.define
+class Flushed:
+    """The store has committed these tasks as they were when they were taken."""
+
+    tasks: Sequence[Task]

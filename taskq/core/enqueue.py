@@ -1,0 +1,228 @@
+"""Enqueue: decide which tasks of a frame are new, and make them.
+
+The frame is refused as a whole if its shape is wrong, task by task if a value is.  Ids are made by clients and are new, so the store is asked
+only if the frame may have been sent before, a key is given, or an id's time is not near the broker's clock; the frame is parked meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from taskq.core import messages as m
+from taskq.core.book import Book, Decision
+from taskq.core.effects import Command, FindLoad
+from taskq.core.records import Admitted, column
+from taskq.core.task import PENDING, SCHEDULED, Options, Task
+from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge
+from taskq.ids import ID_BYTES, NIL, is_valid, make_id, ms_of_id, slot_of_id, slot_of_queue, split
+
+NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . : -"
+FRESH_MS = 60_000
+KEY_CHARS_MAX = 256
+HORIZON_MS = 366 * 86_400_000
+COPY_BYTES_MAX = 1_024
+TASKS_MAX = 1_000
+
+Known = Mapping[Any, Task]
+
+
+def _is_retry(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(part) in (int, float) for part in value):
+        return False
+    base_ms, factor, cap_ms = value
+    return bool(0 <= base_ms <= HORIZON_MS and 1 <= factor <= 100 and base_ms <= cap_ms <= HORIZON_MS)
+
+
+# column → (rule, what the message says)
+COLUMNS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "task_types": (lambda value: NAME.fullmatch(value) is not None, f"must be {NAME_RULE}"),
+    "encodings": (lambda value: 0 <= value <= 2, "must be 0 (bytes), 1 (msgpack) or 2 (json)"),
+    "priorities": (lambda value: 0 <= value <= 9, "must be 0 (most urgent) to 9"),
+    "delays_ms": (lambda value: 0 <= value <= HORIZON_MS, "must be 0 to 366 days"),
+    "keys": (lambda value: value is None or 1 <= len(value) <= KEY_CHARS_MAX, f"must be text of 1 to {KEY_CHARS_MAX} characters"),
+    "max_attempts": (lambda value: 1 <= value <= 1_000, "must be 1 to 1000"),
+    "timeouts_ms": (lambda value: 0 <= value <= HORIZON_MS, "must be 0 (none) to 366 days"),
+    "retries": (_is_retry, "must be nil or [base_ms, factor 1 to 100, cap_ms >= base_ms]"),
+}
+
+
+def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    message: m.Enqueue = command.message
+    refusal = book.admission.refusal or _misshapen(message)
+    if refusal is not None:
+        return [], error_of(refusal)
+    slot = slot_of_queue(message.queue)
+    ids = _made(split(message.ids, ID_BYTES), slot, now_ms, book)
+    errors = _bad_values(message, len(ids), book.limits.payload_bytes_max)
+    errors.update(_bad_ids(ids, slot, now_ms))
+    if known is None:
+        unsure = _unsure(book, command, message, ids, now_ms, errors)
+        if unsure is not None:
+            return [], unsure
+        known = {}
+    return _admit(book, message, ids, slot, now_ms, known, errors)
+
+
+def error_of(answer: Answer) -> m.Error:
+    return m.Error(answer.code, answer.message, answer.field, answer.retryable, answer.retry_after_ms)
+
+
+def _misshapen(message: m.Enqueue) -> Answer | None:
+    count = len(message.payloads)
+    if not 1 <= count <= TASKS_MAX:
+        return BadRequest(f"payloads: a frame carries 1 to {TASKS_MAX} tasks, not {count}", field="payloads")
+    if len(message.ids) != count * ID_BYTES:
+        return BadRequest(f"ids: {count} tasks need {count * ID_BYTES} bytes of ids, not {len(message.ids)}", field="ids")
+    if not NAME.fullmatch(message.queue):
+        return BadRequest(f"queue: must be {NAME_RULE}", field="queue")
+    for name in COLUMNS:
+        entries = len(getattr(message, name))
+        if entries not in (1, count):
+            return BadRequest(f"{name}: needs 1 entry or one for each of the {count} tasks, not {entries}", field=name)
+    return None
+
+
+def _bad_values(message: m.Enqueue, count: int, payload_bytes_max: int) -> dict[int, Answer]:
+    errors: dict[int, Answer] = {}
+    for name, (is_good, rule) in COLUMNS.items():
+        values = getattr(message, name)
+        for at, value in enumerate(values):
+            if not is_good(value):
+                error = BadRequest(f"{name}: {rule}", field=name)
+                errors.update(dict.fromkeys(range(count), error) if len(values) == 1 else {at: error})
+    for at, payload in enumerate(message.payloads):
+        if len(payload) > payload_bytes_max:
+            errors[at] = PayloadTooLarge(
+                f"payload: {len(payload)} bytes, the limit is {payload_bytes_max}; store it elsewhere and enqueue a reference", field="payload"
+            )
+    return errors
+
+
+def _made(ids: list[bytes], slot: int, now_ms: int, book: Book) -> list[bytes]:
+    return [make_id(now_ms, slot, book.rng) if task_id == NIL else task_id for task_id in ids] if NIL in ids else ids
+
+
+def _bad_ids(ids: list[bytes], slot: int, now_ms: int) -> dict[int, Answer]:
+    errors: dict[int, Answer] = {}
+    for at, task_id in enumerate(ids):
+        if not is_valid(task_id) or slot_of_id(task_id) != slot:
+            errors[at] = BadRequest(f"ids: {task_id.hex()} is no UUIDv8 with slot {slot} of this queue; send 16 zero bytes for a new id", field="id")
+        elif ms_of_id(task_id) > now_ms + FRESH_MS:
+            errors[at] = BadRequest(f"ids: {task_id.hex()} is more than 60 s ahead of the broker's clock; use the time of WELCOME", field="id")
+    return errors
+
+
+def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], now_ms: int, errors: Collection[int]) -> FindLoad | None:
+    """The question to the store, if memory alone cannot say that these tasks are new."""
+    asked = ids if command.resent else [task_id for task_id in ids if now_ms - ms_of_id(task_id) > FRESH_MS]
+    asked = [task_id for task_id in asked if task_id not in book.tasks]
+    keys = {(message.queue, key) for key in message.keys if key is not None and (message.queue, key) not in book.keys}
+    if (not asked and not keys) or len(errors) == len(ids):
+        return None
+    message.ids = b"".join(ids)
+    return FindLoad(tuple(asked), tuple(sorted(keys)), command)
+
+
+def _admit(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer]) -> Decision:
+    count = len(ids)
+    outcomes, states = bytearray(count), bytearray(count)
+    keys = column(message.keys, count)
+    delays = column(message.delays_ms, count)
+    fresh: dict[Any, int] = {}
+    for at, task_id in enumerate(ids):
+        states[at] = SCHEDULED if delays[at] else PENDING
+        if at in errors:
+            outcomes[at] = m.REFUSED
+            continue
+        text = keys[at]
+        key = (message.queue, text) if text is not None else None
+        twin = fresh.get(task_id, fresh.get(key) if key else None)
+        if twin is not None:
+            outcomes[at], ids[at] = m.EXISTS, ids[twin]
+            continue
+        task = book.tasks.get(task_id) or known.get(task_id) or (key and (book.keys.get(key) or known.get(key))) or None
+        if task is None and now_ms - ms_of_id(task_id) > FRESH_MS and ms_of_id(task_id) <= book.pruned_id_ms:
+            errors[at], outcomes[at] = IdTooOld(field="id"), m.REFUSED
+        elif task is None:
+            fresh[task_id] = at
+            if key:
+                fresh[key] = at
+        elif _same(task, message, at, count):
+            outcomes[at], states[at], ids[at] = m.EXISTS, task.state, task.id
+        else:
+            errors[at], outcomes[at] = (IdConflict(field="id") if task.id == task_id else KeyConflict(field="key")), m.REFUSED
+    refused = [[at, error.code, error.message, error.field] for at, error in sorted(errors.items())]
+    reply = m.Enqueued(b"".join(ids), bytes(outcomes), bytes(states), book.durability, refused)
+    chosen = [at for at in range(count) if outcomes[at] == m.CREATED]
+    return ([_record(book, message, ids, slot, now_ms, chosen)] if chosen else []), reply
+
+
+def _same(task: Task, message: m.Enqueue, at: int, count: int) -> bool:
+    task_type = column(message.task_types, count)[at]
+    encoding = column(message.encodings, count)[at]
+    return task.options.task_type == task_type and task.options.encoding == encoding and task.payload == message.payloads[at]
+
+
+def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, chosen: list[int]) -> Admitted:
+    count = len(ids)
+
+    def kept(values: Sequence[Any]) -> list[Any]:
+        return list(values) if len(values) == 1 or len(chosen) == count else [values[at] for at in chosen]
+
+    payloads = message.payloads if len(chosen) == count else [message.payloads[at] for at in chosen]
+    return Admitted(
+        payloads=payloads,
+        slot=slot,
+        queue=message.queue,
+        now_ms=now_ms,
+        first_seq=book.sequence.take(len(chosen)),
+        ids=b"".join(ids[at] for at in chosen),
+        task_types=kept(message.task_types),
+        encodings=kept(message.encodings),
+        priorities=kept(message.priorities),
+        dues_ms=kept([now_ms + delay if delay else 0 for delay in message.delays_ms]),
+        keys=kept(message.keys),
+        max_attempts=kept(message.max_attempts),
+        timeouts_ms=kept(message.timeouts_ms),
+        retries=kept(message.retries),
+    )
+
+
+def evolve_admitted(book: Book, record: Admitted) -> None:
+    ids = split(record.ids, ID_BYTES)
+    count = len(ids)
+    queue = book.queue(record.queue)
+    tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
+    dues, keys, options = column(record.dues_ms, count), column(record.keys, count), column(_options(record), count)
+    for at, (task_id, payload) in enumerate(zip(ids, record.payloads, strict=True)):
+        seq = record.first_seq + at
+        due_ms = dues[at]
+        kept = payload if type(payload) is bytes or len(payload) > COPY_BYTES_MAX else bytes(payload)
+        task = Task(task_id, seq, queue.name, options[at], kept, SCHEDULED if due_ms else PENDING, now_ms, keys[at], seq, due_ms)
+        tasks[task_id] = task
+        queue.counts[task.state] += 1
+        if due_ms:
+            book.set_timer(due_ms, task)
+        else:
+            queue.line_of(task).add(task)
+        if task.key is not None:
+            book.keys[queue.name, task.key] = task
+        touch(task)
+    book.touched[queue.name] = None
+
+
+def _options(record: Admitted) -> list[Options]:
+    columns: tuple[list[Any], ...] = (record.task_types, record.encodings, record.priorities, record.max_attempts, record.timeouts_ms, record.retries)
+    widest = max(map(len, columns))
+    rows = zip(*(column(values, widest) for values in columns), strict=True)
+    return [_option(*row) for row in rows]
+
+
+def _option(task_type: str, encoding: int, priority: int, max_attempts: int, timeout_ms: int, retry: Any) -> Options:
+    policy = (int(retry[0]), float(retry[1]), int(retry[2])) if retry else m.DEFAULT_RETRY
+    return Options(task_type, encoding, priority, max_attempts, timeout_ms, policy)

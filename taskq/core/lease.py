@@ -1,0 +1,91 @@
+"""Leases: they live as long as the worker session is heard of, never by how long a task takes.
+
+A session that is not heard of until its deadline loses its leases in two steps: it is suspected in one pass and lost in a later one, so that
+whatever waited in the sockets of a broker that was stopped is read first.  A gap in the passes themselves moves all deadlines by the gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from struct import pack
+
+from taskq.core.book import Book, Decision
+from taskq.core.effects import Command, Known, Over
+from taskq.core.messages import Ok
+from taskq.core.records import Ended
+from taskq.core.report import End, ended
+from taskq.core.task import CANCELLED, CRASHES_MAX, FAILED, PENDING, Task
+from taskq.ids import slot_of_id
+
+PASS_MS = 500
+GAP_MS = 1_000
+
+
+def decide_held(book: Book, command: Command, now_ms: int, known: object) -> Decision:
+    """Free what the session does not hold, and say what it does: a token is given up iff it was received and is not listed."""
+    message = command.message
+    held = book.held.get(message.session, {})
+    listed = {int.from_bytes(token, "big") for token in message.tokens}
+    given_up = [task for token, task in held.items() if token not in listed and (message.resumed or task.delivery <= message.received)]
+    kept = [task for token, task in held.items() if token in listed]
+    reply = Known([pack(">Q", task.token) for task in kept], [pack(">Q", task.token) for task in kept if task.cancel_requested])
+    return list(_records(given_up, "undelivered", "", now_ms)), reply
+
+
+def decide_over(book: Book, command: Command, now_ms: int, known: object) -> Decision:
+    """The session is over: with a cause, its runs crashed; without, they are handed back."""
+    message: Over = command.message
+    tasks = list(book.held.get(message.session, {}).values())
+    confirmed = book.received_of(message.session)
+    started = [task for task in tasks if task.delivery <= confirmed]
+    unseen = [task for task in tasks if task.delivery > confirmed]
+    outcome = "crashed" if message.cause else "interrupted"
+    return [*_records(started, outcome, message.cause, now_ms), *_records(unseen, "undelivered", "", now_ms)], Ok()
+
+
+def expire(book: Book, now_ms: int) -> Iterator[Ended]:
+    """One pass over the sessions that hold leases here; at most every PASS_MS."""
+    if not book.held:
+        book.pass_ms = 0
+        return
+    if now_ms < book.pass_ms + PASS_MS:
+        return
+    if book.pass_ms and now_ms - book.pass_ms > PASS_MS + GAP_MS:
+        book.suspects.clear()
+        book.gap_until_ms = now_ms + book.limits.lease_ms
+    book.pass_ms = now_ms
+    for session in list(book.held):
+        consumer = book.consumers.get(session)
+        if consumer is not None and (consumer.deadline_ms > now_ms or now_ms < book.gap_until_ms):
+            book.suspects.discard(session)
+            yield from _take_back_unconfirmed(book, session, now_ms)
+        elif session in book.suspects:
+            book.suspects.discard(session)
+            cause = "" if consumer is None or consumer.restored else "worker lost: nothing was heard of it"
+            yield from decide_over(book, Command(0, 0, Over(session, cause)), now_ms, None)[0]
+        else:
+            book.suspects.add(session)
+
+
+def _take_back_unconfirmed(book: Book, session: bytes, now_ms: int) -> Iterator[Ended]:
+    """Deliveries that the worker has not confirmed in the time of a lease never reached it."""
+    limit_ms = now_ms - book.limits.lease_ms
+    confirmed = book.received_of(session)
+    lost = [task for task in book.held[session].values() if task.delivery > confirmed and task.started_ms <= limit_ms]
+    yield from _records(lost, "undelivered", "", now_ms)
+
+
+def _records(tasks: list[Task], outcome: str, cause: str, now_ms: int) -> Iterator[Ended]:
+    """One record a slot."""
+    by_slot = sorted(tasks, key=lambda task: slot_of_id(task.id))
+    for _, group in groupby(by_slot, key=lambda task: slot_of_id(task.id)):
+        yield ended([(task, _end(task, outcome), ("WorkerLost" if cause else "", cause)) for task in group], now_ms)
+
+
+def _end(task: Task, outcome: str) -> End:
+    if task.cancel_requested:
+        return "cancelled", CANCELLED, 0
+    if outcome == "crashed" and task.crashes + 1 >= CRASHES_MAX:
+        return outcome, FAILED, 0
+    return outcome, PENDING, 0

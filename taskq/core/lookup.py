@@ -1,0 +1,50 @@
+"""Get: show one task, at once or when it is final.  What a reader is shown is as durable as the queue's level says, like any reply."""
+
+from __future__ import annotations
+
+from taskq.core import messages as m
+from taskq.core.book import Book, Decision
+from taskq.core.effects import Command, FindLoad
+from taskq.core.enqueue import Known, error_of
+from taskq.core.grant import blocker
+from taskq.core.task import FINAL, STATES, Task, describe
+from taskq.errors import NotFound
+
+WAIT_MS_MAX = 60_000
+
+
+def decide_get(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    message: m.Get = command.message
+    task = book.tasks.get(message.id)
+    if task is None and known is None:
+        return [], FindLoad((message.id,), (), command)
+    task = task or (known or {}).get(message.id)
+    if task is None:
+        return [], error_of(NotFound(f"no task {message.id.hex()}: it never existed, or its retention has passed", field="id"))
+    if message.wait_ms and task.state not in FINAL:
+        book.wait(message.id, command, now_ms + min(message.wait_ms, WAIT_MS_MAX))
+        return [], None
+    return [], shown(book, task, now_ms)
+
+
+def answer_waiters(book: Book, task: Task, now_ms: int) -> None:
+    """The task is final: whoever waits for it is told."""
+    for command in book.waiters.pop(task.id, ()):
+        book.effects.reply(command, shown(book, task, now_ms))
+
+
+def shown(book: Book, task: Task, now_ms: int) -> m.TaskInfo:
+    info = describe(task)
+    info["blocker"] = blocker(book, task, now_ms)
+    return m.TaskInfo([task.payload, task.result], info)
+
+
+def decide_inspect(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    """The queues of this shard with the number of tasks in each state that is kept by count."""
+    rows = []
+    for queue in book.queues.values():
+        row: dict[str, object] = {"queue": queue.name}
+        row.update({name: queue.counts[state] for state, name in enumerate(STATES) if name not in ("completed", "cancelled", "expired")})
+        row["workers"] = sum(queue.name in consumer.queues and bool(consumer.origin) for consumer in book.consumers.values())
+        rows.append(row)
+    return [], m.Inspected(rows)

@@ -1,0 +1,155 @@
+"""A queue and its ready lines.
+
+A *line* is the pending tasks of one queue with the same priority and task type, in the order of their positions: a FIFO of hot tasks in
+memory, then a cold tail in the store, known by count.  Every hot position is lower than every cold one: an arrival goes cold if the tail is
+not empty or the memory budget is spent.  A task that leaves the line from the middle (a cancel) stays in the FIFO as a dead entry (`hot` is
+false) until it comes to the head.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator
+
+import attrs
+
+from taskq.core.task import PENDING, RUNNING, STATES, Task
+
+TASK_BYTES = 500
+LINE_HOT_MIN = 1_000
+LOAD_TASKS = 2_000
+BATCH_BYTES = 1 << 20
+
+
+@attrs.define
+class Budget:
+    """The bytes that all hot pending tasks of a broker may take; a line may always hold LINE_HOT_MIN tasks."""
+
+    bytes_max: int
+    bytes_used: int = 0
+
+
+@attrs.define(eq=False)
+class Line:
+    queue: str
+    priority: int
+    task_type: str
+    budget: Budget
+    tasks: deque[Task] = attrs.field(factory=deque)
+    hot: int = 0
+    waiting: int = 0
+    loading: bool = False
+
+    @property
+    def cold(self) -> int:
+        return self.waiting - self.hot
+
+    def add(self, task: Task) -> None:
+        """A task became pending."""
+        self.waiting += 1
+        if self.waiting - self.hot == 1 and (self.hot < LINE_HOT_MIN or self.budget.bytes_used < self.budget.bytes_max):
+            self._append(task)
+
+    def give_back(self, task: Task) -> None:
+        """A task that had left the head is pending again, at its old position; it stays hot."""
+        self.waiting += 1
+        self._append(task)
+        tasks = self.tasks
+        tasks.pop()
+        at = next((at for at, other in enumerate(tasks) if other.position > task.position), len(tasks))
+        tasks.insert(at, task)
+
+    def load(self, task: Task) -> None:
+        """The next task of the cold tail came from the store; it was counted before."""
+        self._append(task)
+
+    def _append(self, task: Task) -> None:
+        task.hot = True
+        self.hot += 1
+        self.budget.bytes_used += TASK_BYTES + len(task.payload)
+        self.tasks.append(task)
+
+    def remove(self, task: Task) -> None:
+        """A pending task leaves the line, from wherever it is."""
+        self.waiting -= 1
+        if task.hot:
+            task.hot = False
+            self.hot -= 1
+            self.budget.bytes_used -= TASK_BYTES + len(task.payload)
+        tasks = self.tasks
+        while tasks and not tasks[0].hot:
+            tasks.popleft()
+
+    def last_position(self) -> int:
+        """The highest position that is hot, 0 if none is."""
+        return next((task.position for task in reversed(self.tasks) if task.hot), 0)
+
+    def peek(self, count: int, below_position: int) -> list[Task]:
+        """The first tasks of the line: at most `count`, all below the position, and no more than BATCH_BYTES of payload unless it is one task."""
+        found: list[Task] = []
+        room = BATCH_BYTES
+        for task in self.tasks:
+            if len(found) == count or task.position >= below_position or room <= 0:
+                break
+            if task.hot:
+                found.append(task)
+                room -= len(task.payload)
+        return found
+
+
+NO_POSITION = 1 << 62
+
+
+@attrs.define(eq=False)
+class Queue:
+    name: str
+    budget: Budget
+    lines: dict[tuple[int, str], Line] = attrs.field(factory=dict)
+    counts: list[int] = attrs.field(factory=lambda: [0] * len(STATES))
+
+    def line(self, priority: int, task_type: str) -> Line:
+        line = self.lines.get((priority, task_type))
+        if line is None:
+            line = self.lines[priority, task_type] = Line(self.name, priority, task_type, self.budget)
+        return line
+
+    def line_of(self, task: Task) -> Line:
+        return self.line(task.options.priority, task.options.task_type)
+
+    def move(self, task: Task, state: int) -> None:
+        """Change a task's state and keep the counts and the line right."""
+        before = task.state
+        if before == PENDING:
+            self.line_of(task).remove(task)
+        self.counts[before] -= 1
+        task.move(state)
+        self.counts[state] += 1
+        if state == PENDING:
+            line = self.line_of(task)
+            line.give_back(task) if before == RUNNING else line.add(task)
+
+    def ready(self, task_types: Collection[str]) -> list[Line]:
+        """The lines with waiting tasks of these types, most urgent priority first."""
+        found = [line for line in self.lines.values() if line.waiting and line.task_type in task_types]
+        if len(found) > 1:
+            found.sort(key=lambda line: line.priority)
+        return found
+
+    def pick(self, task_types: Collection[str], count: int) -> Iterator[list[Task]]:
+        """The next tasks for a consumer that runs these types, in order: by priority, then by position over all types.  Stops early at a line
+        whose head is cold, since nothing may overtake it.  The caller takes each list out of its line before it asks for the next."""
+        lines = self.ready(task_types)
+        while lines and count > 0:
+            urgent = [line for line in lines if line.priority == lines[0].priority]
+            if any(not line.hot for line in urgent):
+                return
+            urgent.sort(key=lambda line: line.tasks[0].position)
+            limit = urgent[1].tasks[0].position if len(urgent) > 1 else NO_POSITION
+            tasks = urgent[0].peek(count, limit)
+            count -= len(tasks)
+            yield tasks
+            lines = [line for line in lines if line.waiting]
+
+    def low(self) -> list[Line]:
+        """The lines that should be filled from their cold tail."""
+        return [line for line in self.lines.values() if line.cold and not line.loading and line.hot < LOAD_TASKS // 2]

@@ -1,0 +1,199 @@
+"""Reports of a worker on its runs: ack, fail, release.  Only the current token counts; any other changes nothing and is told LEASE_LOST.
+
+The worker says what happened, the policy of the task decides what comes next.  No clock decides about a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from taskq.core import messages as m
+from taskq.core.book import Book, Decision
+from taskq.core.effects import Command, FindLoad
+from taskq.core.enqueue import HORIZON_MS, Known, error_of
+from taskq.core.lookup import answer_waiters
+from taskq.core.records import Completed, Ended, column
+from taskq.core.retry import backoff_ms
+from taskq.core.task import CANCELLED, COMPLETED, FAILED, FINAL, PENDING, RETRYING, SCHEDULED, TIMED, Task
+from taskq.errors import Answer, BadRequest, PayloadTooLarge
+from taskq.ids import ID_BYTES, TOKEN_BYTES, slot_of_id, split
+
+ERROR_CHARS_MAX = 16_384
+ERROR_TYPE_CHARS_MAX = 256
+# what a run that ended without a result is counted as
+COUNTERS = {"failed": "attempts", "crashed": "crashes", "interrupted": "interruptions"}
+
+# how a run ends: outcome, state, due (0 if not timed)
+End = tuple[str, int, int]
+
+
+def decide_ack(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    message: m.Ack = command.message
+    refusal = _misshapen(message, len(message.payloads), ("encodings",)) or _too_large(message, book.limits.payload_bytes_max)
+    if refusal is not None:
+        return [], error_of(refusal)
+    checked = _check_tokens(book, command, known)
+    if isinstance(checked, FindLoad):
+        return [], checked
+    tasks, outcomes = checked
+    reply = m.Reported(bytes(outcomes))
+    if len(tasks) == len(outcomes):
+        return [Completed(message.payloads, slot_of_id(message.ids), now_ms, message.ids, message.encodings)], reply
+    if not tasks:
+        return [], reply
+    chosen = [at for at, _ in tasks]
+    encodings = column(message.encodings, len(outcomes))
+    ids = b"".join(task.id for _, task in tasks)
+    payloads = [message.payloads[at] for at in chosen]
+    return [Completed(payloads, slot_of_id(ids), now_ms, ids, [encodings[at] for at in chosen])], reply
+
+
+def decide_fail(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    message: m.Fail = command.message
+    count = len(message.tokens) // TOKEN_BYTES
+    refusal = _misshapen(message, count, ("dispositions", "delays_ms", "error_types", "errors"))
+    if refusal is not None:
+        return [], error_of(refusal)
+    dispositions, delays_ms = column(message.dispositions, count), column(message.delays_ms, count)
+    types, errors = column(message.error_types, count), column(message.errors, count)
+
+    def end(task: Task, at: int) -> End:
+        if task.cancel_requested:
+            return "cancelled", CANCELLED, 0
+        if dispositions[at] == m.DISCARD or task.attempts + 1 >= task.options.max_attempts:
+            return "failed", FAILED, 0
+        after = dispositions[at] == m.RETRY_AFTER
+        delay_ms = min(delays_ms[at], HORIZON_MS) if after else backoff_ms(task.options.retry, task.attempts + 1, book.rng)
+        return "failed", RETRYING, now_ms + delay_ms
+
+    return _end(book, command, now_ms, known, end, lambda at: (types[at], errors[at]))
+
+
+def decide_release(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    message: m.Release = command.message
+    count = len(message.tokens) // TOKEN_BYTES
+    refusal = _misshapen(message, count, ("delays_ms",))
+    if refusal is not None:
+        return [], error_of(refusal)
+    delays_ms = column(message.delays_ms, count)
+
+    def end(task: Task, at: int) -> End:
+        if task.cancel_requested:
+            return "cancelled", CANCELLED, 0
+        if delays_ms[at]:
+            return "snoozed", SCHEDULED, now_ms + min(delays_ms[at], HORIZON_MS)
+        return "interrupted", PENDING, 0
+
+    return _end(book, command, now_ms, known, end, lambda at: ("", ""))
+
+
+def _end(
+    book: Book,
+    command: Command,
+    now_ms: int,
+    known: Known | None,
+    end: Callable[[Task, int], End],
+    error: Callable[[int], tuple[str, str]],
+) -> Decision:
+    checked = _check_tokens(book, command, known)
+    if isinstance(checked, FindLoad):
+        return [], checked
+    tasks, outcomes = checked
+    records = [ended([(task, end(task, at), error(at)) for at, task in tasks], now_ms)] if tasks else []
+    return records, m.Reported(bytes(outcomes))
+
+
+def ended(rows: list[tuple[Task, End, tuple[str, str]]], now_ms: int) -> Ended:
+    """The record for runs of one slot that end without a result."""
+    ids = b"".join(task.id for task, _, _ in rows)
+    return Ended(
+        slot=slot_of_id(ids),
+        now_ms=now_ms,
+        ids=ids,
+        outcomes=[end[0] for _, end, _ in rows],
+        states=[end[1] for _, end, _ in rows],
+        dues_ms=[end[2] for _, end, _ in rows],
+        error_types=[error[0][:ERROR_TYPE_CHARS_MAX] for _, _, error in rows],
+        errors=[error[1][:ERROR_CHARS_MAX] for _, _, error in rows],
+    )
+
+
+def _misshapen(message: Any, count: int, columns: tuple[str, ...]) -> Answer | None:
+    if count == 0 or len(message.ids) != count * ID_BYTES or len(message.tokens) != count * TOKEN_BYTES:
+        return BadRequest("tokens: send one 8-byte token and one 16-byte id for each of 1 to 1000 tasks", field="tokens")
+    for name in columns:
+        values = getattr(message, name)
+        if len(values) not in (1, count):
+            return BadRequest(f"{name}: needs 1 entry or one for each of the {count} tasks, not {len(values)}", field=name)
+    if len(set(split(message.tokens, TOKEN_BYTES))) != count:
+        return BadRequest("tokens: a token stands twice in the frame", field="tokens")
+    if max(getattr(message, "encodings", (0,))) > m.JSON or max(getattr(message, "dispositions", (0,))) > m.RETRY_AFTER:
+        return BadRequest("encodings and dispositions: must be 0, 1 or 2", field=columns[0])
+    return None
+
+
+def _too_large(message: m.Ack, payload_bytes_max: int) -> Answer | None:
+    if max(map(len, message.payloads)) <= payload_bytes_max:
+        return None
+    return PayloadTooLarge(f"payloads: a result is over {payload_bytes_max} bytes; store it elsewhere and return a reference", field="payloads")
+
+
+def _check_tokens(book: Book, command: Command, known: Known | None) -> tuple[list[tuple[int, Task]], bytearray] | FindLoad:
+    """The tasks whose token is current, with their index, and the outcome of each.  A report that is sent again finds its own final state."""
+    message = command.message
+    ids = split(message.ids, ID_BYTES)
+    if command.resent and known is None:
+        missing = tuple(task_id for task_id in ids if task_id not in book.tasks)
+        if missing:
+            return FindLoad(missing, (), command)
+    outcomes = bytearray(len(ids))
+    good: list[tuple[int, Task]] = []
+    get = book.tasks.get
+    for at, (task_id, token) in enumerate(zip(ids, book.unpack_tokens(message.tokens, len(ids)), strict=True)):
+        task = get(task_id)
+        if task is not None and task.token == token and token:
+            good.append((at, task))
+            continue
+        task = task or (known.get(task_id) if known else None)
+        done_before = command.resent and task is not None and task.state in FINAL and task.last_token == token
+        outcomes[at] = m.REPORT_OK if done_before else m.REPORT_LEASE_LOST
+    return good, outcomes
+
+
+def evolve_completed(book: Book, record: Completed) -> None:
+    ids = split(record.ids, ID_BYTES)
+    tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
+    for task_id, result, encoding in zip(ids, record.payloads, column(record.encodings, len(ids)), strict=True):
+        task = tasks[task_id]
+        book.queue(task.queue).move(task, COMPLETED)
+        book.let_go(task)
+        task.attempts += 1
+        task.finished_ms = now_ms
+        task.result = bytes(result)
+        task.result_encoding = encoding
+        touch(task)
+        if task_id in book.waiters:
+            answer_waiters(book, task, now_ms)
+
+
+def evolve_ended(book: Book, record: Ended) -> None:
+    ids = split(record.ids, ID_BYTES)
+    rows = zip(ids, record.outcomes, record.states, record.dues_ms, record.error_types, record.errors, strict=True)
+    for task_id, outcome, state, due_ms, error_type, error in rows:
+        task = book.tasks[task_id]
+        book.held_drop(task)
+        task.close_attempt(record.now_ms, outcome, error_type, error)
+        counter = COUNTERS.get(outcome)
+        if counter:
+            setattr(task, counter, getattr(task, counter) + 1)
+        task.due_ms = due_ms
+        book.queue(task.queue).move(task, state)
+        if state in TIMED:
+            book.set_timer(due_ms, task)
+        elif state == PENDING:
+            book.touched[task.queue] = None
+        else:
+            task.finished_ms = record.now_ms
+            answer_waiters(book, task, record.now_ms)
+        book.touch(task)

@@ -1,0 +1,330 @@
+"""A session: what one connection may say, in which order, and what becomes of it.
+
+Pure: frames and the time in, commands for shards and answers out.  New → Ready → Closing.  The order within a session is never changed.  A
+request is answered once; a refusal is an Error with its seq.  What breaks the protocol is raised as ProtocolError, and the shell closes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import random
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from taskq.core import effects as fx
+from taskq.core import messages as m
+from taskq.core.consumer import Consumer, Consumers
+from taskq.core.enqueue import NAME, NAME_RULE, error_of
+from taskq.core.ring import Gather, Ring
+from taskq.errors import Answer, BadRequest, Draining, Forbidden, NotFound, OutOfOrder, ProtocolError, TaskqError, UnknownKind, VersionUnsupported
+from taskq.ids import TOKEN_BYTES, split
+
+VERSION = 1
+ROLES = ("producer", "worker", "keeper")
+NAMES_MAX = 10_000
+CLIENT_FIELDS_MAX = 16
+CLIENT_CHARS_MAX = 256
+
+
+@attrs.frozen
+class Terms:
+    """What the broker tells every session in WELCOME."""
+
+    epoch: int
+    heartbeat_ms: int
+    lease_ms: int
+    grace_ms: int
+    limits: dict[str, Any]
+    secret_key: bytes
+
+
+@attrs.define(eq=False)
+class House:
+    """What all sessions of a broker share."""
+
+    ring: Ring
+    terms: Terms
+    consumers: Consumers
+    rng: random.Random
+    describe: Callable[[], dict[str, Any]]
+    draining: bool = False
+
+    def secret(self, session: bytes) -> bytes:
+        """Proof that the holder was given this session: HMAC-SHA256 with a key that is kept in the data folder."""
+        return hmac.digest(self.terms.secret_key, session, "sha256")
+
+
+class Requests:
+    """The requests of one connection that are not answered yet, cut into pieces for the shards."""
+
+    def __init__(self, origin: int, ring: Ring) -> None:
+        self.origin = origin
+        self.ring = ring
+        self.open: dict[int, Gather | None] = {}
+
+    def ask(self, seq: int, message: Any, resent: bool = False) -> list[tuple[int, fx.Command]]:
+        """The commands for the shards."""
+        pieces = self.ring.split(message)
+        self.open[seq] = Gather(pieces) if len(pieces) > 1 else None
+        return [(shard, fx.Command(self.origin, seq, piece, part, resent)) for part, (shard, piece, _) in enumerate(pieces)]
+
+    def answered(self, seq: int, part: int, answer: Any) -> Any:
+        """The whole answer to the request, or None while pieces are missing."""
+        gather = self.open.get(seq)
+        whole = answer if gather is None else gather.add(part, answer)
+        if whole is not None:
+            self.open.pop(seq, None)
+        return whole
+
+
+class Session:
+    """One connection.  `commands` and `answers` are what the last call left to be taken; `closing` says that the connection ends after them."""
+
+    def __init__(self, origin: int, house: House) -> None:
+        self.origin = origin
+        self.house = house
+        self.requests = Requests(origin, house.ring)
+        self.role = ""
+        self.client: dict[str, Any] = {}
+        self.consumer: Consumer | None = None
+        self.commands: list[tuple[int, fx.Command]] = []
+        self.answers: list[tuple[int, Any]] = []
+        self.evicted: list[int] = []
+        self.closing = False
+        self._resuming: dict[int, tuple[Consumer, m.Resume]] = {}
+        self._beating: dict[int, m.Heartbeat] = {}
+
+    def receive(self, seq: int, resent: bool, message: Any, now_ms: int) -> None:
+        """One frame from the peer.  Raises ProtocolError."""
+        rule = RULES.get(type(message))
+        if rule is None:
+            self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {message!r} is unknown to this broker"))))
+            return
+        roles, handle = rule
+        if not self.role and type(message) is not m.Hello:
+            raise OutOfOrder("the first frame must be HELLO")
+        if self.role and self.role not in roles:
+            self._answer(seq, Forbidden(f"a {self.role} session may not send {type(message).__name__.upper()}; open one with another role"))
+            return
+        if seq and seq in self.requests.open:
+            raise OutOfOrder(f"seq {seq} is in use by a request that is not answered yet")
+        try:
+            handle(self, seq, message, now_ms, resent)
+        except Answer as answer:
+            self._answer(seq, answer)
+
+    def _answer(self, seq: int, answer: Answer) -> None:
+        self.answers.append((seq, error_of(answer)))
+
+    def answered(self, seq: int, part: int, answer: Any, now_ms: int) -> None:
+        """A shard's reply came back durable."""
+        if seq == 0:
+            self.answers.append((0, answer))
+            return
+        whole = self.requests.answered(seq, part, answer)
+        if whole is None:
+            return
+        if type(whole) is fx.Known:
+            whole = self._known(seq, whole, now_ms)
+        self.answers.append((seq, whole))
+
+    def lost(self, now_ms: int) -> None:
+        """The connection is gone.  The consumer stays for a while: it may resume."""
+        consumer = self.consumer
+        if consumer is not None and consumer.origin == self.origin:
+            consumer.away(now_ms, self.house.terms.grace_ms)
+
+    # ---- session frames ------------------------------------------------------------------------------------------------------------
+
+    def on_hello(self, seq: int, hello: m.Hello, now_ms: int, resent: bool) -> None:
+        if self.role:
+            raise OutOfOrder("HELLO was sent before")
+        if hello.version != VERSION:
+            raise VersionUnsupported(f"version {hello.version} is not supported; this broker speaks version {VERSION}")
+        if hello.role not in ROLES:
+            raise ProtocolError(f"role {hello.role!r} is unknown; use producer, worker or keeper", field="role")
+        if len(hello.client) > CLIENT_FIELDS_MAX or any(len(str(value)) > CLIENT_CHARS_MAX for value in hello.client.values()):
+            raise ProtocolError(f"client: at most {CLIENT_FIELDS_MAX} fields of {CLIENT_CHARS_MAX} characters", field="client")
+        self.role, self.client = hello.role, hello.client
+        session = self.house.rng.randbytes(16)
+        terms = self.house.terms
+        if hello.role == "worker":
+            name = str(hello.client.get("name") or session.hex()[:8])
+            self._open_consumer(Consumer(session, name, now_ms + terms.lease_ms, hello.client, connected_ms=now_ms, heard_ms=now_ms))
+        welcome = m.Welcome(session, self.house.secret(session), now_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits)
+        self.answers.append((seq, welcome))
+
+    def _open_consumer(self, consumer: Consumer) -> None:
+        consumer.origin = self.origin
+        self.consumer = consumer
+        self.house.consumers[consumer.session] = consumer
+
+    def _proven(self, message: Any) -> Consumer:
+        if not hmac.compare_digest(message.secret, self.house.secret(message.session)):
+            raise NotFound("no such session, or the secret is not its own", field="secret")
+        consumer = self.house.consumers.get(message.session)
+        if consumer is None or consumer.over:
+            raise NotFound("the session is over; begin a new one", field="session")
+        return consumer
+
+    def on_resume(self, seq: int, resume: m.Resume, now_ms: int, resent: bool) -> None:
+        consumer = self._proven(resume)
+        if consumer.origin and consumer.origin != self.origin:
+            self.evicted.append(consumer.origin)
+        if self.consumer is not None and self.consumer is not consumer:
+            self.house.consumers.pop(self.consumer.session, None)
+        consumer.origin = 0
+        consumer.deadline_ms = max(consumer.deadline_ms, now_ms + self.house.terms.lease_ms)
+        self.consumer = consumer
+        self._resuming[seq] = (consumer, resume)
+        self._ask(seq, fx.Held(consumer.session, resume.received, frozenset(split(resume.tokens, TOKEN_BYTES)), True), False)
+
+    def on_heartbeat(self, seq: int, beat: m.Heartbeat, now_ms: int, resent: bool) -> None:
+        if self.consumer is None:
+            self.answers.append((seq, m.Beat()))
+            return
+        self.consumer.heard(beat.received, now_ms, self.house.terms.lease_ms)
+        self._beating[seq] = beat
+        received = min(beat.received, self.consumer.delivered)
+        self._ask(seq, fx.Held(self.consumer.session, received, frozenset(split(beat.tokens, TOKEN_BYTES)), False), False)
+
+    def _known(self, seq: int, known: fx.Known, now_ms: int) -> Any:
+        """What all shards know of the tokens that the worker said it holds."""
+        held, cancelled = set(known.tokens), set(known.cancelled)
+        if seq in self._beating:
+            beat = self._beating.pop(seq)
+            lost = b"".join(token for token in split(beat.tokens, TOKEN_BYTES) if token not in held)
+            return m.Beat(lost, b"".join(known.cancelled))
+        consumer, resume = self._resuming.pop(seq)
+        if self.closing:
+            return m.Resumed(b"")
+        consumer.origin, consumer.client, consumer.restored = self.origin, self.client, False
+        consumer.delivered = consumer.received = consumer.allowed = resume.received
+        consumer.heard(resume.received, now_ms, self.house.terms.lease_ms)
+        outcomes = (
+            m.LOST if token not in held else m.KEPT_BUT_CANCELLED if token in cancelled else m.KEPT for token in split(resume.tokens, TOKEN_BYTES)
+        )
+        return m.Resumed(bytes(outcomes))
+
+    def on_keepalive(self, seq: int, keepalive: m.Keepalive, now_ms: int, resent: bool) -> None:
+        self._proven(keepalive).heard(keepalive.received, now_ms, self.house.terms.lease_ms)
+        self.answers.append((seq, m.Ok()))
+
+    def on_died(self, seq: int, died: m.Died, now_ms: int, resent: bool) -> None:
+        consumer = self._proven(died)
+        consumer.over = True
+        self._ask(seq, fx.Over(died.session, died.cause[:CLIENT_CHARS_MAX] or "died"), False)
+
+    def on_bye(self, seq: int, bye: m.Bye, now_ms: int, resent: bool) -> None:
+        self.closing = True
+        if self.consumer is None:
+            self.answers.append((seq, m.Ok()))
+            return
+        self.consumer.over = True
+        self._ask(seq, fx.Over(self.consumer.session, ""), False)
+
+    # ---- task frames ---------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, seq: int, message: Any, resent: bool) -> None:
+        if seq == 0:
+            raise OutOfOrder("a request needs a seq from 1 up")
+        self.commands += self.requests.ask(seq, message, resent)
+
+    def on_request(self, seq: int, message: Any, now_ms: int, resent: bool) -> None:
+        self._ask(seq, message, resent)
+
+    def on_consume(self, seq: int, consume: m.Consume, now_ms: int, resent: bool) -> None:
+        consumer = self._subscriber()
+        for field, names in (("queues", consume.queues), ("task_types", consume.task_types)):
+            if len(names) > NAMES_MAX:
+                raise BadRequest(f"{field}: at most {NAMES_MAX} names", field=field)
+            wrong = next((name for name in names if not NAME.fullmatch(name)), None)
+            if wrong is not None:
+                raise BadRequest(f"{field}: {wrong[:40]!r} must be {NAME_RULE}", field=field)
+        if self.house.draining and consume.queues:
+            raise Draining(retry_after_ms=1_000)
+        consumer.queues = tuple(dict.fromkeys(consume.queues))
+        consumer.task_types = frozenset(consume.task_types)
+        consumer.concurrency = consume.concurrency
+        self.answers.append((seq, m.Ok()))
+        self.ready()
+
+    def on_credit(self, seq: int, credit: m.Credit, now_ms: int, resent: bool) -> None:
+        consumer = self._subscriber()
+        if credit.allowed > consumer.allowed:
+            consumer.allowed = credit.allowed
+            self.ready()
+
+    def _subscriber(self) -> Consumer:
+        if self.consumer is None or self.consumer.origin != self.origin:
+            raise OutOfOrder("the session is taken over or not resumed yet")
+        return self.consumer
+
+    def ready(self) -> None:
+        """Tell the shards that own the consumer's queues that it can take more."""
+        consumer = self.consumer
+        if consumer is not None and consumer.room > 0:
+            shards = dict.fromkeys(self.house.ring.of_queue(name) for name in consumer.queues)
+            self.commands += [(shard, fx.Command(0, 0, fx.Ready(consumer.session))) for shard in shards]
+
+    def on_inspect(self, seq: int, inspect: m.Inspect, now_ms: int, resent: bool) -> None:
+        if inspect.what == "queues":
+            self._ask(seq, inspect, False)
+        else:
+            self.answers.append((seq, inspected(self.house, inspect.what, now_ms)))
+
+
+def inspected(house: House, what: str, now_ms: int) -> m.Inspected | m.Error:
+    """What can be told without asking the shards."""
+    if what == "workers":
+        return m.Inspected([_worker(consumer, now_ms) for consumer in house.consumers.values() if consumer.origin])
+    if what == "broker":
+        return m.Inspected([house.describe()])
+    return error_of(BadRequest(f"what: {what[:40]!r} is unknown; use queues, workers or broker", field="what"))
+
+
+def _worker(consumer: Consumer, now_ms: int) -> dict[str, Any]:
+    row = {name: consumer.client.get(name, "") for name in ("host", "pid", "version")}
+    return {
+        "name": consumer.name,
+        "session": consumer.session.hex(),
+        **row,
+        "queues": list(consumer.queues),
+        "task_types": sorted(consumer.task_types),
+        "concurrency": consumer.concurrency,
+        "delivered": consumer.delivered,
+        "room": consumer.room,
+        "connected_ms": consumer.connected_ms,
+        "heard_ms_ago": max(0, now_ms - consumer.heard_ms),
+    }
+
+
+def error_of_protocol(error: TaskqError) -> m.Error:
+    return m.Error(error.code, error.message, error.field, error.retryable, error.retry_after_ms)
+
+
+Handler = Callable[[Session, int, Any, int, bool], None]
+ANY = frozenset(ROLES)
+WORKER = frozenset({"worker"})
+KEEPER = frozenset({"keeper", "worker"})
+
+# which roles may send a frame, and what it does
+RULES: dict[type, tuple[frozenset[str], Handler]] = {
+    m.Hello: (ANY, Session.on_hello),
+    m.Resume: (WORKER, Session.on_resume),
+    m.Heartbeat: (ANY, Session.on_heartbeat),
+    m.Keepalive: (KEEPER, Session.on_keepalive),
+    m.Died: (KEEPER, Session.on_died),
+    m.Bye: (ANY, Session.on_bye),
+    m.Enqueue: (ANY, Session.on_request),
+    m.Consume: (WORKER, Session.on_consume),
+    m.Credit: (WORKER, Session.on_credit),
+    m.Ack: (WORKER, Session.on_request),
+    m.Fail: (WORKER, Session.on_request),
+    m.Release: (WORKER, Session.on_request),
+    m.Cancel: (ANY, Session.on_request),
+    m.Get: (ANY, Session.on_request),
+    m.Inspect: (ANY, Session.on_inspect),
+}

@@ -1,0 +1,150 @@
+"""A task, its states and the transitions between them.
+
+Everything that can happen to a task's state is in `NEXT`; a transition that is not there is a bug and raises, it is never an `else`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK, Payload
+
+SCHEDULED, WAITING, PENDING, RUNNING, RETRYING, COMPLETED, FAILED, CANCELLED, EXPIRED = range(9)
+STATES = ("scheduled", "waiting", "pending", "running", "retrying", "completed", "failed", "cancelled", "expired")
+FINAL = frozenset({COMPLETED, FAILED, CANCELLED, EXPIRED})
+TIMED = frozenset({SCHEDULED, RETRYING})
+
+NEXT: dict[int, frozenset[int]] = {
+    SCHEDULED: frozenset({PENDING, CANCELLED, EXPIRED}),
+    WAITING: frozenset({PENDING, CANCELLED, FAILED}),
+    PENDING: frozenset({RUNNING, CANCELLED, EXPIRED}),
+    RUNNING: frozenset({COMPLETED, FAILED, RETRYING, PENDING, SCHEDULED, CANCELLED}),
+    RETRYING: frozenset({PENDING, CANCELLED, EXPIRED}),
+    COMPLETED: frozenset(),
+    FAILED: frozenset({PENDING}),
+    CANCELLED: frozenset({PENDING}),
+    EXPIRED: frozenset(),
+}
+
+HISTORY_MAX = 20
+CRASHES_MAX = 3
+
+
+class InvariantError(AssertionError):
+    """The state machine was asked for something that cannot be: a bug, the process stops."""
+
+
+@attrs.frozen
+class Options:
+    """What a task was enqueued with beside its payload; one object is shared by all tasks of a frame that have the same."""
+
+    task_type: str
+    encoding: int = MSGPACK
+    priority: int = DEFAULT_PRIORITY
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    timeout_ms: int = 0
+    retry: tuple[int, float, int] = DEFAULT_RETRY
+
+
+@attrs.frozen
+class Attempt:
+    """One run: `outcome` is completed, failed, crashed, interrupted, snoozed, cancelled or undelivered; times are Unix milliseconds."""
+
+    number: int
+    worker: str
+    started_ms: int
+    ended_ms: int
+    outcome: str
+    error_type: str = ""
+    error: str = ""
+
+
+@attrs.define(eq=False)
+class Task:
+    """One task in memory.  `seq` is its row key, rising in commit order over the whole broker; `position` is its place in the line, a new one
+    each time it becomes pending.  `token` is 0 unless it runs.  `stored`: the store has a row of it; `dirty`: that row is behind."""
+
+    id: bytes
+    seq: int
+    queue: str
+    options: Options
+    payload: Payload
+    state: int
+    enqueued_ms: int
+    key: str | None = None
+    position: int = 0
+    due_ms: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    interruptions: int = 0
+    cancel_requested: bool = False
+    token: int = 0
+    session: bytes = b""
+    worker: str = ""
+    delivery: int = 0
+    started_ms: int = 0
+    finished_ms: int = 0
+    result: Payload = b""
+    result_encoding: int = MSGPACK
+    last_token: int = 0
+    history: tuple[Attempt, ...] = ()
+    stored: bool = False
+    dirty: bool = False
+    hot: bool = False
+
+    def move(self, state: int) -> None:
+        """Change the state, by the table."""
+        if state not in NEXT[self.state]:
+            raise InvariantError(f"task {self.id.hex()}: {STATES[self.state]} → {STATES[state]} is not a transition")
+        self.state = state
+
+    def close_attempt(self, now_ms: int, outcome: str, error_type: str = "", error: str = "") -> None:
+        """End the current run: remember it in the history (the newest 20 are kept) and drop the lease."""
+        attempt = Attempt(self.attempts + 1, self.worker, self.started_ms, now_ms, outcome, error_type, error)
+        self.history = (*self.history[-(HISTORY_MAX - 1) :], attempt)
+        self.drop_lease()
+
+    def drop_lease(self) -> None:
+        self.last_token = self.token
+        self.token = 0
+        self.session = b""
+        self.delivery = 0
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """The task's fields by name, as TaskInfo, HTTP and the command line show them.  Times are Unix milliseconds, 0 if not reached."""
+    options = task.options
+    return {
+        "id": task.id.hex(),
+        "task_type": options.task_type,
+        "queue": task.queue,
+        "state": STATES[task.state],
+        "priority": options.priority,
+        "key": task.key,
+        "encoding": options.encoding,
+        "result_encoding": task.result_encoding,
+        "max_attempts": options.max_attempts,
+        "timeout_ms": options.timeout_ms,
+        "retry": list(options.retry),
+        "enqueued_ms": task.enqueued_ms,
+        "due_ms": task.due_ms if task.state in TIMED else 0,
+        "started_ms": task.started_ms,
+        "finished_ms": task.finished_ms,
+        "attempts_used": task.attempts,
+        "crashes": task.crashes,
+        "interruptions": task.interruptions,
+        "cancel_requested": task.cancel_requested,
+        "worker": task.worker if task.state == RUNNING else "",
+        "attempts": [attrs.asdict(attempt) for attempt in attempts(task)],
+    }
+
+
+def attempts(task: Task) -> tuple[Attempt, ...]:
+    """The runs so far.  A success is not kept as an attempt of its own: it stands in the task's fields."""
+    if task.state == COMPLETED:
+        return (*task.history, Attempt(task.attempts, task.worker, task.started_ms, task.finished_ms, "completed"))
+    if task.state == RUNNING:
+        return (*task.history, Attempt(task.attempts + 1, task.worker, task.started_ms, 0, "running"))
+    return task.history

@@ -1,0 +1,32 @@
+"""The hot window: which tasks are in memory.  Cold means clean: a task leaves memory only after the flush with its last record was committed."""
+
+from __future__ import annotations
+
+from taskq.core import effects as fx
+from taskq.core.book import Book, Decision
+from taskq.core.task import FINAL, PENDING
+
+
+def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
+    """The next cold tasks of a line: they become hot unless memory knows better."""
+    load = command.message.load
+    line = book.queue(load.queue).line(load.priority, load.task_type)
+    line.loading = False
+    last = line.last_position()
+    for row in command.message.tasks:
+        task = book.tasks.get(row.id, row)
+        if task.state == PENDING and not task.hot and task.position == row.position > last:
+            book.adopt(task)
+            line.load(task)
+    book.touched[load.queue] = None
+    return [], None
+
+
+def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
+    """The store has these tasks: the final and the cold ones leave memory, unless they changed meanwhile."""
+    for task in command.message.tasks:
+        if not task.dirty and (task.state in FINAL or (task.state == PENDING and not task.hot)):
+            book.tasks.pop(task.id, None)
+            if task.key is not None:
+                book.keys.pop((task.queue, task.key), None)
+    return [], None

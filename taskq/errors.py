@@ -1,0 +1,218 @@
+"""Every error of taskq, each with a stable wire code.
+
+An *answer* is a typed refusal: it travels as an Error frame or an HTTP error body and leaves everything as it was.  A *protocol error* closes
+the connection that caused it.  A *start error* makes a program exit with a message.  Anything else that is raised is a bug, and stops the process.
+
+The docstring of a class is its default message; `retryable` says whether the same request can succeed later without being changed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TaskqError(Exception):
+    """Something went wrong inside taskq."""
+
+    code: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", *, field: str = "", retry_after_ms: int = 0) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.field = field
+        self.retry_after_ms = retry_after_ms
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class Answer(TaskqError):
+    """The request was refused and nothing was changed."""
+
+
+class BadRequest(Answer):
+    """A field of the request is not valid."""
+
+    code = "BAD_REQUEST"
+
+
+class PayloadTooLarge(Answer):
+    """The payload is larger than the broker accepts; store it elsewhere and enqueue a reference."""
+
+    code = "PAYLOAD_TOO_LARGE"
+
+
+class NotFound(Answer):
+    """No task with this id: it never existed, or its retention has passed."""
+
+    code = "NOT_FOUND"
+
+
+class IdConflict(Answer):
+    """A task with this id exists with other content; use a new id."""
+
+    code = "ID_CONFLICT"
+
+
+class KeyConflict(Answer):
+    """A task with this key exists in the queue with other content; use another key."""
+
+    code = "KEY_CONFLICT"
+
+
+class IdTooOld(Answer):
+    """The id is older than the finished tasks that are still kept, so its outcome is unknown; it was not run again."""
+
+    code = "ID_TOO_OLD"
+
+
+class LeaseLost(Answer):
+    """The lease token is not current; the report changed nothing."""
+
+    code = "LEASE_LOST"
+
+
+class Overloaded(Answer):
+    """The broker is behind with its journal or store; retry after the given time."""
+
+    code = "OVERLOADED"
+    retryable = True
+
+
+class Draining(Answer):
+    """The broker is stopping and admits nothing new; retry on the next broker or after the restart."""
+
+    code = "DRAINING"
+    retryable = True
+
+
+class Forbidden(Answer):
+    """This session's role does not allow the request."""
+
+    code = "FORBIDDEN"
+
+
+class ProtocolError(TaskqError):
+    """The peer broke the protocol; the connection is closed."""
+
+    code = "BAD_FRAME"
+
+
+class FrameTooLarge(ProtocolError):
+    """The frame is larger than the limit; the stream cannot be resynchronised."""
+
+    code = "FRAME_TOO_LARGE"
+
+
+class UnknownKind(ProtocolError):
+    """The frame kind is unknown to this broker."""
+
+    code = "UNKNOWN_KIND"
+
+
+class OutOfOrder(ProtocolError):
+    """The frame is not allowed in this state of the session."""
+
+    code = "OUT_OF_ORDER"
+
+
+class VersionUnsupported(ProtocolError):
+    """The protocol version is not supported."""
+
+    code = "VERSION_UNSUPPORTED"
+
+
+class SlowConsumer(ProtocolError):
+    """The peer does not read what it asked for."""
+
+    code = "SLOW_CONSUMER"
+
+
+class TooManyConnections(ProtocolError):
+    """The broker has reached its connection limit."""
+
+    code = "TOO_MANY_CONNECTIONS"
+    retryable = True
+
+
+class InternalError(TaskqError):
+    """A bug in the broker; it was logged there, and the connection is closed."""
+
+    code = "INTERNAL"
+
+
+class StartError(TaskqError):
+    """The program cannot start."""
+
+    code = "START"
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(StartError):
+    """A setting is not valid."""
+
+    code = "CONFIG"
+    exit_code = 78
+
+
+class DataFolderLocked(StartError):
+    """Another broker uses this data folder; stop it, or choose another folder with --data."""
+
+    code = "DATA_FOLDER_LOCKED"
+    exit_code = 73
+
+
+class JournalCorrupt(StartError):
+    """The journal is damaged in a place that had been synced; the files were left untouched."""
+
+    code = "JOURNAL_CORRUPT"
+    exit_code = 65
+
+
+class StoreCorrupt(StartError):
+    """The store is damaged; the files were left untouched."""
+
+    code = "STORE_CORRUPT"
+    exit_code = 65
+
+
+class BrokerUnavailable(TaskqError):
+    """The broker could not be reached before the deadline; the request may have been applied, and sending it again with the same id is safe."""
+
+    code = "BROKER_UNAVAILABLE"
+    retryable = True
+
+
+class ResultTimeout(TaskqError):
+    """The task did not reach a final state in time; it goes on."""
+
+    code = "RESULT_TIMEOUT"
+    retryable = True
+
+
+class TaskFailed(TaskqError):
+    """The task is in state failed."""
+
+    code = "TASK_FAILED"
+
+
+class TaskCancelled(TaskqError):
+    """The task was cancelled."""
+
+    code = "TASK_CANCELLED"
+
+
+def _tree(cls: type[TaskqError]) -> list[type[TaskqError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
+
+
+BY_CODE: dict[str, type[TaskqError]] = {cls.code: cls for cls in reversed(_tree(TaskqError))}
+
+
+def from_wire(code: str, message: str, field: str = "", retry_after_ms: int = 0) -> TaskqError:
+    """The exception for an error that a broker sent; an unknown code becomes a plain TaskqError that names it."""
+    cls = BY_CODE.get(code)
+    if cls is None:
+        return TaskqError(f"{code}: {message}", field=field, retry_after_ms=retry_after_ms)
+    return cls(message, field=field, retry_after_ms=retry_after_ms)
