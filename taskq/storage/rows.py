@@ -1,0 +1,183 @@
+"""Tasks as rows, records as bytes: what the store and the journal keep.
+
+A row has the columns of `base.COLUMNS`; what has no column of its own is in `meta`, a msgpack list in the order of `META`, append only.
+A record is
+
+    u16 kind · u16 slot · u32 head length · head (msgpack list of the record's fields, payload sizes in place of payloads) · payload bytes
+
+Upgrade recipe: append a field with a default to a record or to META; an old row or record then takes the default.  Never reorder or remove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct
+from typing import Any
+
+import attrs
+import msgpack
+
+from taskq.core import records as r
+from taskq.core.task import FAILED, FINAL, Attempt, Options, Task
+from taskq.ids import SLOTS
+from taskq.storage.base import Row, WriteBatch
+
+HEADER = Struct(">HHI")
+JOIN_BYTES_MAX = 4_096
+
+META = (
+    "encoding",
+    "max_attempts",
+    "timeout_ms",
+    "retry",
+    "enqueued_ms",
+    "attempts",
+    "crashes",
+    "interruptions",
+    "cancel_requested",
+    "token",
+    "session",
+    "worker",
+    "delivery",
+    "started_ms",
+    "result_encoding",
+    "last_token",
+    "history",
+)
+
+
+def row_of(task: Task) -> Row:
+    """The row of a task as it is now."""
+    options = task.options
+    meta = (
+        options.encoding,
+        options.max_attempts,
+        options.timeout_ms,
+        options.retry,
+        task.enqueued_ms,
+        task.attempts,
+        task.crashes,
+        task.interruptions,
+        task.cancel_requested,
+        task.token,
+        task.session,
+        task.worker,
+        task.delivery,
+        task.started_ms,
+        task.result_encoding,
+        task.last_token,
+        [attrs.astuple(attempt) for attempt in task.history] if task.history else (),
+    )
+    return (
+        task.seq,
+        task.id,
+        task.queue,
+        options.task_type,
+        task.state,
+        options.priority,
+        task.position,
+        task.due_ms,
+        task.finished_ms,
+        task.key,
+        task.payload,
+        task.result,
+        msgpack.packb(meta),
+    )
+
+
+def task_of(row: Row) -> Task:
+    """The task that a row describes."""
+    seq, task_id, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, packed = row
+    meta = dict(zip(META, msgpack.unpackb(packed, use_list=False), strict=False))
+    base_ms, factor, cap_ms = meta["retry"]
+    options = Options(task_type, meta["encoding"], priority, meta["max_attempts"], meta["timeout_ms"], (base_ms, factor, cap_ms))
+    return Task(
+        id=bytes(task_id),
+        seq=seq,
+        queue=queue,
+        options=options,
+        payload=payload,
+        state=state,
+        enqueued_ms=meta["enqueued_ms"],
+        key=key,
+        position=position,
+        due_ms=due_ms,
+        attempts=meta["attempts"],
+        crashes=meta["crashes"],
+        interruptions=meta["interruptions"],
+        cancel_requested=meta["cancel_requested"],
+        token=meta["token"],
+        session=meta["session"],
+        worker=meta["worker"],
+        delivery=meta["delivery"],
+        started_ms=meta["started_ms"],
+        finished_ms=finished_ms,
+        result=result,
+        result_encoding=meta["result_encoding"],
+        last_token=meta["last_token"],
+        history=tuple(Attempt(*attempt) for attempt in meta["history"]),
+        stored=True,
+    )
+
+
+def is_archived(task: Task) -> bool:
+    """Whether the task's row belongs with the finished ones; dead letters stay with the live ones, since they can be put back."""
+    return task.state in FINAL and task.state != FAILED
+
+
+def batch_of(tasks: Iterable[Task], meta: dict[str, int]) -> WriteBatch:
+    """The transaction that brings the rows of these tasks up to date; it is noted on the tasks that the store has them."""
+    batch = WriteBatch(meta)
+    for task in tasks:
+        if not is_archived(task):
+            batch.put.append(row_of(task))
+            task.stored = True
+            continue
+        batch.finish.append(row_of(task))
+        if task.stored:
+            batch.delete.append(task.seq)
+    return batch
+
+
+# ---- records -----------------------------------------------------------------------------------------------------------------------
+
+_FIELDS: dict[type, tuple[str, ...]] = {cls: tuple(field.name for field in attrs.fields(cls)) for cls in r.KIND_OF}
+_HAS_PAYLOADS = frozenset(cls for cls, names in _FIELDS.items() if names[0] == "payloads")
+
+
+def encode_record(record: Any) -> list[bytes | memoryview]:
+    """The record as buffers that stand one behind the other; payloads of 4 KiB and more are passed on uncopied."""
+    cls = type(record)
+    values = [getattr(record, name) for name in _FIELDS[cls]]
+    payloads: list[bytes | memoryview] = []
+    if cls in _HAS_PAYLOADS:
+        payloads = values[0]
+        values[0] = sizes = list(map(len, payloads))
+        large = max(sizes, default=0) >= JOIN_BYTES_MAX
+    else:
+        large = False
+    head = msgpack.packb(values)
+    prefix = HEADER.pack(r.KIND_OF[cls], record.slot, len(head)) + head
+    return [prefix, *payloads] if large else [b"".join((prefix, *payloads))]
+
+
+def slot_of_record(data: memoryview) -> int:
+    slot: int = HEADER.unpack_from(data)[1]
+    return slot
+
+
+def decode_record(data: memoryview) -> Any:
+    """The record that these bytes hold.  Raises ValueError if they hold none: the journal's checksum was right, so the format is newer."""
+    kind, slot, head_bytes = HEADER.unpack_from(data)
+    cls = r.KINDS.get(kind)
+    if cls is None or slot >= SLOTS:
+        raise ValueError(f"unknown record kind {kind}; the journal was written by a newer version")
+    at = HEADER.size + head_bytes
+    values = msgpack.unpackb(data[HEADER.size : at])
+    if cls in _HAS_PAYLOADS:
+        payloads = []
+        for size in values[0]:
+            payloads.append(bytes(data[at : at + size]))
+            at += size
+        values[0] = payloads
+    return cls(*values[: len(_FIELDS[cls])])

@@ -1,0 +1,320 @@
+"""SqliteStore: the default engine, one SQLite file in WAL mode behind aiosqlite.
+
+Rules.  Exactly one read-write connection, which alone checkpoints (two at once can corrupt the WAL in the SQLite versions most systems have).
+A transaction is one plain function that runs in the connection's thread in one hop: nothing can interleave with it or cancel it half-way.
+Rows travel in multi-row statements, never by `executemany`: each step of a statement hands the GIL over, and beside a busy event loop it
+takes milliseconds to come back.  COMMIT returns when the transaction survives power loss (synchronous=FULL).  This file knows SQL and
+nothing about tasks beyond the columns and the meaning of two states, pending (2) and failed (6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from taskq.errors import StartError, StoreCorrupt
+from taskq.ids import ms_of_id
+from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x7461736B  # "task"
+FORMAT = 1
+PENDING = 2
+CHUNKS = (500, 100, 20, 1)  # rows in one statement: few different texts, so that all stay in the connection's statement cache
+BUSY_SECONDS_MAX = 5.0
+CHECK_STEPS = 100_000  # of SQLite's machine, between two looks at whether a check is still wanted
+
+# each is set and then read back, since SQLite ignores what it does not know without an error
+PRAGMAS: dict[str, tuple[int | str, int | str]] = {
+    "journal_mode": ("WAL", "wal"),
+    "synchronous": ("FULL", 2),
+    "secure_delete": ("OFF", 0),
+    "journal_size_limit": (64 * 1024 * 1024, 64 * 1024 * 1024),
+    "wal_autocheckpoint": (4000, 4000),
+    "cache_size": (-16384, -16384),
+    "temp_store": ("MEMORY", 2),
+}
+
+_FIELDS = """seq INTEGER {seq}, id BLOB NOT NULL, queue TEXT NOT NULL, task_type TEXT NOT NULL, state INTEGER NOT NULL,
+    priority INTEGER NOT NULL, position INTEGER NOT NULL, due_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, key TEXT,
+    payload BLOB NOT NULL, result BLOB NOT NULL, meta BLOB NOT NULL"""
+
+# `tasks`: live tasks and dead letters.  tasks_line begins with the constant state, else SQLite reads the rows too when it only counts.
+# `finished`: appended in finish order, pruned from its old end, so place has no gaps
+SCHEMA = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    f"CREATE TABLE tasks ({_FIELDS.format(seq='PRIMARY KEY')})",
+    "CREATE INDEX tasks_id ON tasks (id)",
+    "CREATE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL",
+    "CREATE INDEX tasks_line ON tasks (state, queue, priority, task_type, position) WHERE state = 2",
+    "CREATE INDEX tasks_state ON tasks (state) WHERE state <> 2",
+    "CREATE INDEX tasks_failed ON tasks (finished_ms) WHERE state = 6",
+    f"CREATE TABLE finished (place INTEGER PRIMARY KEY, {_FIELDS.format(seq='NOT NULL')})",
+    "CREATE INDEX finished_id ON finished (id)",
+    "CREATE INDEX finished_key ON finished (queue, key) WHERE key IS NOT NULL",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {FORMAT}",
+)
+
+_LIST = ", ".join(COLUMNS)
+_ROW = f"({', '.join('?' * len(COLUMNS))})"
+_UPSERT = f"ON CONFLICT (seq) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS[1:])}"
+
+COUNTS = """SELECT queue, 2, priority, task_type, count(*) FROM tasks INDEXED BY tasks_line WHERE state = 2 GROUP BY queue, priority, task_type
+    UNION ALL SELECT queue, state, priority, task_type, count(*) FROM tasks INDEXED BY tasks_state WHERE state <> 2
+    GROUP BY queue, state, priority, task_type ORDER BY 1, 2, 3, 4"""
+LOAD_PENDING = f"SELECT {_LIST} FROM tasks NOT INDEXED WHERE state = ? AND seq > ? ORDER BY seq LIMIT ?"
+LOAD_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2 AND state = ? AND seq > ? ORDER BY seq LIMIT ?"
+_LINE = "queue = ? AND priority = ? AND task_type = ? AND position > ? ORDER BY position, seq LIMIT ?"
+LINE_PENDING = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_line WHERE state = 2 AND +state = ? AND {_LINE}"
+LINE_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2 AND state = ? AND {_LINE}"
+SET_META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+RAISE_META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
+
+FINISHED_BOUNDS = "SELECT (SELECT min(place) FROM finished), (SELECT max(place) FROM finished)"
+FIRST_YOUNG = "SELECT place FROM finished WHERE place BETWEEN ? AND ? AND finished_ms >= ? ORDER BY place LIMIT 1"
+OLD_FINISHED_IDS = "SELECT max(id) FROM finished WHERE place <= ?"
+DELETE_FINISHED = "DELETE FROM finished WHERE place <= ?"
+_OLD_FAILED = "FROM tasks WHERE state = 6 AND finished_ms < ? ORDER BY finished_ms, seq LIMIT ?"
+OLD_FAILED_IDS = f"SELECT max(id) FROM (SELECT id {_OLD_FAILED})"
+DELETE_FAILED = f"DELETE FROM tasks WHERE seq IN (SELECT seq {_OLD_FAILED})"
+
+
+# ---- statements over many rows --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _insert_tasks(rows: int) -> str:
+    return f"INSERT INTO tasks ({_LIST}) VALUES {', '.join([_ROW] * rows)} {_UPSERT}"
+
+
+@cache
+def _insert_finished(rows: int) -> str:
+    return f"INSERT INTO finished ({_LIST}) VALUES {', '.join([_ROW] * rows)}"
+
+
+@cache
+def _delete_tasks(rows: int) -> str:
+    return f"DELETE FROM tasks WHERE seq IN ({', '.join('?' * rows)})"
+
+
+@cache
+def _find_ids(table: str, rows: int) -> str:
+    return f"SELECT rowid, {_LIST} FROM {table} WHERE id IN ({', '.join('?' * rows)})"
+
+
+@cache
+def _find_keys(table: str, rows: int) -> str:
+    wanted = f"WITH wanted (queue, key) AS (VALUES {', '.join(['(?, ?)'] * rows)})"
+    columns = ", ".join(f"t.{name}" for name in ("rowid", *COLUMNS))
+    return f"{wanted} SELECT {columns} FROM wanted CROSS JOIN {table} t ON t.queue = wanted.queue AND t.key = wanted.key AND t.key IS NOT NULL"
+
+
+def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The items in runs whose lengths are all in CHUNKS."""
+    at = 0
+    for size in CHUNKS:
+        while len(items) - at >= size:
+            yield items[at : at + size]
+            at += size
+
+
+# ---- transactions: plain functions that run in the connection's thread -------------------------------------------------------------------
+
+
+def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _apply(connection: sqlite3.Connection, batch: WriteBatch) -> None:
+    execute = connection.execute
+    for seqs in chunks(sorted(batch.delete)):
+        execute(_delete_tasks(len(seqs)), seqs)
+    for rows in chunks(sorted(batch.put, key=itemgetter(0))):
+        execute(_insert_tasks(len(rows)), list(chain.from_iterable(rows)))
+    for rows in chunks(batch.finish):
+        execute(_insert_finished(len(rows)), list(chain.from_iterable(rows)))
+    for name, value in batch.meta.items():
+        execute(SET_META, (name, value))
+
+
+def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
+    last = _last_old(connection, retention)
+    old_failed = (retention.failed_before_ms, retention.rows_max)
+    ids = [*connection.execute(OLD_FINISHED_IDS, (last,)).fetchone(), *connection.execute(OLD_FAILED_IDS, old_failed).fetchone()]
+    id_ms_max = max((ms_of_id(id_) for id_ in ids if id_ is not None), default=0)
+    rows = connection.execute(DELETE_FINISHED, (last,)).rowcount + connection.execute(DELETE_FAILED, old_failed).rowcount
+    if rows:
+        connection.execute(RAISE_META, (PRUNED_ID_MS, id_ms_max))
+    return Pruned(rows, id_ms_max)
+
+
+def _last_old(connection: sqlite3.Connection, retention: Retention) -> int:
+    """The place up to which finished rows are deleted; places have no gaps, so their difference is a count."""
+    first, newest = connection.execute(FINISHED_BOUNDS).fetchone()
+    if first is None:
+        return 0
+    end = min(newest, first + retention.rows_max - 1)
+    young = connection.execute(FIRST_YOUNG, (first, end, retention.finished_before_ms)).fetchone()
+    expired = young[0] - 1 if young else end
+    return int(min(end, max(expired, newest - retention.finished_rows_max)))
+
+
+def _load(connection: sqlite3.Connection, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
+    rows: list[Row] = []
+    for state in set(states):
+        rows += connection.execute(LOAD_PENDING if state == PENDING else LOAD_OTHER, (state, after_seq, limit))
+    rows.sort(key=itemgetter(0))
+    return rows[:limit]
+
+
+def _find(connection: sqlite3.Connection, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
+    found: list[Row] = []
+    for table in ("tasks", "finished"):
+        rows: dict[int, Row] = {}
+        for some_ids in chunks(ids):
+            rows.update((row[0], row) for row in connection.execute(_find_ids(table, len(some_ids)), some_ids))
+        for some_keys in chunks(keys):
+            rows.update((row[0], row) for row in connection.execute(_find_keys(table, len(some_keys)), list(chain.from_iterable(some_keys))))
+        found += [rows[place][1:] for place in sorted(rows)]
+    return found
+
+
+def _checkpoint(connection: sqlite3.Connection) -> None:
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError("the checkpoint was blocked by a reader that does not end")
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> dict[str, int]:
+    """Check whose file it is before anything is changed, then set the pragmas and create what is missing."""
+    fresh = _is_fresh(connection, path)
+    for name, (value, expected) in PRAGMAS.items():
+        connection.execute(f"PRAGMA {name} = {value}").fetchall()
+        answer = connection.execute(f"PRAGMA {name}").fetchone()[0]
+        if answer != expected:
+            version = sqlite3.sqlite_version
+            raise StartError(f"{path}: SQLite {version} answers {answer!r} to PRAGMA {name} = {value}; the store cannot run without it")
+    if fresh:
+        _transact(connection, lambda transaction: [transaction.execute(statement) for statement in SCHEMA])
+    return dict(connection.execute("SELECT name, value FROM meta").fetchall())
+
+
+def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
+    """True if the file is empty; raises if it is not a store that this version can read."""
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if not tables and not application_id and not version:
+        return True
+    if application_id != APPLICATION_ID:
+        raise StoreCorrupt(f"{path} is an SQLite file, but not a taskq store; choose another data folder")
+    if version != FORMAT:
+        raise StartError(f"{path}: store format {version}, but this taskq reads format {FORMAT}; start it with the version that wrote it")
+    return False
+
+
+def quick_check(path: Path, ended: threading.Event | None = None) -> list[str]:
+    """What SQLite finds wrong in the file, nothing if it is sound, or if `ended` was set meanwhile.  Blocks, reads everything through a
+    read-only connection of its own, and takes one table at a time, since a long read keeps the WAL from being reset."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS_MAX)
+    if ended is not None:
+        connection.set_progress_handler(ended.is_set, CHECK_STEPS)
+    try:
+        answers = [connection.execute(f"PRAGMA quick_check('{table}')").fetchall() for table in ("meta", "tasks", "finished")]
+    except sqlite3.DatabaseError as error:
+        if ended is not None and ended.is_set():
+            return []
+        if not _is_damage(error):
+            raise
+        return [str(error)]
+    finally:
+        connection.close()
+    return [answer for (answer,) in chain.from_iterable(answers) if answer != "ok"]
+
+
+def _is_damage(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class SqliteStore:
+    """A Store in one SQLite file."""
+
+    capabilities = Capabilities("sqlite", durable=True)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: aiosqlite.Connection | None = None
+
+    async def open(self) -> dict[str, int]:
+        opening = asyncio.ensure_future(self._open())
+        try:
+            return await asyncio.shield(opening)
+        except BaseException as error:
+            await asyncio.wait([opening])
+            await self.close()  # a connection that is left open keeps its thread, and so the process, alive for ever
+            if _is_damage(error):
+                raise StoreCorrupt(f"{self.path}: {error}; the file was left untouched") from error
+            raise
+
+    async def _open(self) -> dict[str, int]:
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm files the same mode
+        self._connection = await aiosqlite.connect(self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None)
+        return await self._run(_prepare, self.path)
+
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run work(connection, *arguments) in the connection's thread, to its end even if the caller is cancelled."""
+        if self._connection is None:
+            raise ValueError("the store is not open")
+        return await asyncio.shield(self._connection._execute(work, self._connection._conn, *arguments))  # type: ignore[no-untyped-call]
+
+    async def counts(self) -> list[Count]:
+        return [Count(*row) for row in await self._run(lambda connection: connection.execute(COUNTS).fetchall())]
+
+    async def load(self, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
+        return await self._run(_load, states, after_seq, limit)
+
+    async def line(self, queue: str, priority: int, task_type: str, state: int, after_position: int, limit: int) -> list[Row]:
+        statement = LINE_PENDING if state == PENDING else LINE_OTHER
+        wanted = (state, queue, priority, task_type, after_position, limit)
+        return await self._run(lambda connection: connection.execute(statement, wanted).fetchall())
+
+    async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
+        return await self._run(_find, ids, keys)
+
+    async def commit(self, batch: WriteBatch) -> None:
+        held = [batch]  # the thread keeps its last job until the next one comes: the job must not keep the payloads
+        await self._run(_transact, lambda connection: _apply(connection, held.pop()))
+
+    async def prune(self, retention: Retention) -> Pruned:
+        return await self._run(_transact, lambda connection: _prune(connection, retention))
+
+    async def checkpoint(self) -> None:
+        await self._run(_checkpoint)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.shield(connection.close())

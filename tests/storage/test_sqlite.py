@@ -1,0 +1,263 @@
+"""What is particular to the SQLite engine: pragmas, query plans, files, threads, damaged and foreign files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiosqlite
+import pytest
+
+from taskq.errors import StartError, StoreCorrupt
+from taskq.storage import sqlite as module
+from taskq.storage.base import Retention, Row, WriteBatch
+from taskq.storage.sqlite import SqliteStore, quick_check
+
+
+def row(seq: int, state: int = 2, payload: bytes = b"p") -> Row:
+    return (seq, seq.to_bytes(16, "big"), "email", "send", state, 5, seq, 0, 0, None, payload, b"", b"")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    yield store
+    await store.close()
+
+
+def workers() -> list[threading.Thread]:
+    """Connections' threads that do not end: one that was told to stop may still be on its last line."""
+    threads = [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+    for thread in threads:
+        thread.join(5)
+    return [thread for thread in threads if thread.is_alive()]
+
+
+async def test_a_function_can_be_run_in_the_thread_of_a_connection(tmp_path: Path) -> None:
+    """aiosqlite has no public way to do so: this private method is why its version is pinned."""
+    async with aiosqlite.connect(tmp_path / "any.db") as connection:
+        thread = await connection._execute(threading.current_thread)  # type: ignore[no-untyped-call]
+        assert thread is not threading.current_thread()
+        assert await connection._execute(lambda c: c.execute("SELECT 1").fetchone(), connection._conn) == (1,)  # type: ignore[no-untyped-call]
+
+
+async def test_pragmas_are_as_asked(store: SqliteStore) -> None:
+    for name, (_, expected) in module.PRAGMAS.items():
+        assert await store._run(lambda c, name=name: c.execute(f"PRAGMA {name}").fetchone()[0]) == expected
+
+
+async def test_a_pragma_that_does_not_take_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.PRAGMAS, "journal_mode", ("wal2", "wal2"))
+    store = SqliteStore(tmp_path / "store.db")
+    with pytest.raises(StartError, match="journal_mode"):
+        await store.open()
+    assert workers() == []
+
+
+async def test_files_are_private(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(put=[row(1)]))
+    files = sorted(store.path.parent.iterdir())
+    assert [path.name for path in files] == ["store.db", "store.db-shm", "store.db-wal"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+async def test_a_checkpoint_empties_the_log(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(put=[row(seq) for seq in range(1, 100)]))
+    wal = store.path.with_name("store.db-wal")
+    assert wal.stat().st_size > 0
+    await store.checkpoint()
+    assert wal.stat().st_size == 0
+
+
+async def test_a_blocked_checkpoint_is_an_error(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store._run(lambda c: c.execute("PRAGMA busy_timeout = 20").fetchall())
+    await store.commit(WriteBatch(put=[row(1)]))
+    reader = sqlite3.connect(f"{store.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM tasks").fetchone()
+        await store.commit(WriteBatch(put=[row(2)]))
+        with pytest.raises(sqlite3.OperationalError, match="blocked by a reader"):
+            await store.checkpoint()
+    finally:
+        reader.close()
+    await store.checkpoint()
+
+
+# ---- plans: nothing that is asked often may read the whole table -------------------------------------------------------------------------
+
+PLANS = {
+    module.LOAD_PENDING: ["SEARCH tasks USING INTEGER PRIMARY KEY (rowid>?)"],
+    module.LOAD_OTHER: ["SEARCH tasks USING INDEX tasks_state (state=? AND rowid>?)"],
+    module.LINE_PENDING: ["SEARCH tasks USING INDEX tasks_line (state=? AND queue=? AND priority=? AND task_type=? AND position>?)"],
+    module._find_ids("tasks", 20): ["SEARCH tasks USING INDEX tasks_id (id=?)"],
+    module._find_ids("finished", 20): ["SEARCH finished USING INDEX finished_id (id=?)"],
+    module._delete_tasks(20): ["SEARCH tasks USING INTEGER PRIMARY KEY (rowid=?)"],
+    module.FIRST_YOUNG: ["SEARCH finished USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"],
+    module.DELETE_FINISHED: ["SEARCH finished USING INTEGER PRIMARY KEY (rowid<?)"],
+}
+
+
+async def _plan(store: SqliteStore, statement: str) -> list[str]:
+    nothing = [None] * statement.count("?")
+    return [step[3] for step in await store._run(lambda c: c.execute(f"EXPLAIN QUERY PLAN {statement}", nothing).fetchall())]
+
+
+@pytest.mark.parametrize("statement", PLANS, ids=lambda statement: statement[:50] + statement[-50:])
+async def test_a_statement_uses_its_index_and_sorts_nothing(store: SqliteStore, statement: str) -> None:
+    assert await _plan(store, statement) == PLANS[statement]
+
+
+@pytest.mark.parametrize("table", ["tasks", "finished"])
+async def test_keys_are_found_by_their_index(store: SqliteStore, table: str) -> None:
+    assert f"SEARCH t USING INDEX {table}_key (queue=? AND key=?)" in await _plan(store, module._find_keys(table, 20))
+
+
+async def test_old_dead_letters_are_found_by_their_index(store: SqliteStore) -> None:
+    assert any("INDEX tasks_failed (finished_ms<?)" in step for step in await _plan(store, module.DELETE_FAILED))
+
+
+async def test_counting_the_pending_tasks_does_not_read_their_payloads(store: SqliteStore) -> None:
+    assert any("COVERING INDEX tasks_line" in step for step in await _plan(store, module.COUNTS))
+
+
+# ---- threads and cancellation -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_commit_is_whole_and_the_next_one_works(store: SqliteStore) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def block(_: sqlite3.Connection) -> bool:
+        started.set()
+        return go.wait(5)
+
+    blocker = asyncio.ensure_future(store._run(block))
+    committing = asyncio.ensure_future(store.commit(WriteBatch(put=[row(seq) for seq in range(1, 50)])))
+    await asyncio.to_thread(started.wait, 5)
+    committing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    go.set()
+    await blocker
+    await store.commit(WriteBatch(put=[row(50)]))
+    assert len(await store.load([2], 0, 100)) == 50
+
+
+async def test_a_cancelled_opening_leaves_no_thread_behind(tmp_path: Path) -> None:
+    for turns in range(6):
+        opening = asyncio.ensure_future(SqliteStore(tmp_path / f"{turns}.db").open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert workers() == []
+
+
+async def test_a_commit_does_not_keep_its_payloads(store: SqliteStore) -> None:
+    frame = bytearray(1000)
+    await store.commit(WriteBatch(put=[(*row(1)[:10], memoryview(frame), b"", b"")]))
+    frame.extend(b"resizable again, since no view of it is left")
+
+
+async def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not open"):
+        await SqliteStore(tmp_path / "store.db").counts()
+
+
+# ---- damaged and foreign files ------------------------------------------------------------------------------------------------------------
+
+
+async def refused(path: Path, error: type[Exception], match: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(error, match=match):
+        await SqliteStore(path).open()
+    assert workers() == []
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(b"not a database " * 1000)
+    await refused(path, StoreCorrupt, "store.db.*left untouched")
+
+
+async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    await refused(path, StoreCorrupt, "not a taskq store")
+
+
+async def test_a_newer_format_is_refused(store: SqliteStore) -> None:
+    await store._run(lambda c: c.execute("PRAGMA user_version = 2").fetchall())
+    await store.close()
+    await refused(store.path, StartError, "store format 2")
+
+
+async def test_a_folder_that_does_not_exist_is_an_error_of_the_engine(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        await SqliteStore(tmp_path / "missing" / "store.db").open()
+    assert workers() == []
+
+
+async def test_quick_check_finds_damage_and_nothing_else(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(put=[row(seq, payload=bytes(300)) for seq in range(1, 2000)]))
+    await store.checkpoint()
+    assert quick_check(store.path) == []
+    await store.close()
+    data = bytearray(store.path.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 4096] = os.urandom(4096)
+    store.path.write_bytes(data)
+    assert quick_check(store.path) != []
+    await store.open()
+
+
+async def test_places_of_finished_tasks_have_no_gaps_after_everything_was_pruned(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(finish=[row(seq, 5) for seq in range(1, 6)]))
+    assert (await store.prune(Retention(1, 0, 0))).rows == 5
+    await store.commit(WriteBatch(finish=[row(seq, 5) for seq in range(6, 9)]))
+    assert (await store.prune(Retention(0, 0, 2))).rows == 1
+
+
+# ---- the process dies ---------------------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+from taskq.storage.base import WriteBatch
+from taskq.storage.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    await store.open()
+    for n in range(1, 40):
+        rows = [(seq, bytes(16), "q", "t", 2, 5, seq, 0, 0, None, b"p" * 100, b"", b"") for seq in range(n * 100, n * 100 + 50)]
+        await store.commit(WriteBatch(meta={"applied_lsn": n}, put=rows))
+        print(n, flush=True)
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_process_loses_no_commit_and_leaves_none_half_done(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", KILLED, str(path)], capture_output=True, timeout=30)
+    assert died.returncode == -9, died.stderr
+    confirmed = int(died.stdout.split()[-1])
+    store = SqliteStore(path)
+    meta = await store.open()
+    assert meta["applied_lsn"] == confirmed == 39
+    assert len(await store.load([2], 0, 10_000)) == confirmed * 50
+    await store.close()
