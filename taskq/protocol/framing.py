@@ -1,0 +1,122 @@
+"""Bytes to frames, however the stream is cut.
+
+A frame that lies within one received chunk is decoded from views of that chunk; one that spans chunks is joined once, when its last byte is
+there.  The length is checked before anything is kept for it.
+
+PURE.  What it must not know: sockets, sessions, what a message means.
+"""
+
+from __future__ import annotations
+
+from taskq.errors import FrameTooLarge, ProtocolError, TaskqError, VersionUnsupported
+from taskq.protocol.codec import LENGTH_BYTES, PREFIX, UNCOUNTED_BYTES, decode
+from taskq.protocol.frames import PREFIX_BYTES, RESENT, VERSION, Frame
+
+FLAGS_KNOWN = RESENT
+PIECE_BYTES = 4_096
+
+
+class FrameDecoder:
+    """The receiving half of a connection.  The owner may change `frame_bytes_max`, the largest frame with its prefix, between two calls of `feed`.
+
+    After a malformed frame `error` is set, and `error_seq` is the seq of that frame (0 if it has none that could be trusted): all further bytes
+    are ignored; the owner sends one Error frame and closes.  A frame of an unknown kind is no such error: its message is `frames.Unknown`.
+    """
+
+    def __init__(self, frame_bytes_max: int) -> None:
+        self.frame_bytes_max = frame_bytes_max
+        self.error: TaskqError | None = None
+        self.error_seq = 0
+        self._pieces: list[bytes | bytearray | memoryview] = []
+        self._have = 0
+        self._need = 0
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """The frames that are complete with this chunk, in order; those before a malformed one are among them.  Never raises."""
+        frames: list[Frame] = []
+        if self.error is not None:
+            return frames
+        try:
+            at = self._continue(chunk, frames) if self._pieces else 0
+            if not self._pieces:
+                self._keep(chunk, self._parse(chunk, at, frames))
+        except TaskqError as error:
+            self.error = error
+            self._pieces = []
+        return frames
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of a frame that is not complete yet."""
+        return self._have if self._pieces else 0
+
+    def _parse(self, chunk: bytes, at: int, frames: list[Frame]) -> int:
+        """Decode the frames that lie within the chunk; where the rest begins."""
+        view = memoryview(chunk)
+        end = len(chunk)
+        while end - at >= PREFIX_BYTES:
+            length, version, flags, kind, seq, head_bytes = PREFIX.unpack_from(chunk, at)
+            self._check(length, version, seq, head_bytes)
+            stop = at + LENGTH_BYTES + length
+            if stop > end:
+                break
+            payload_at = at + PREFIX_BYTES + head_bytes
+            self.error_seq = seq
+            message = decode(kind, chunk[at + PREFIX_BYTES : payload_at], view[payload_at:stop])
+            self.error_seq = 0
+            frames.append(Frame(flags & FLAGS_KNOWN, seq, message))
+            at = stop
+        return at
+
+    def _check(self, length: int, version: int, seq: int, head_bytes: int) -> None:
+        if version != VERSION:
+            raise VersionUnsupported(f"version {version} of the protocol is not supported; this side speaks version {VERSION}")
+        if length + LENGTH_BYTES > self.frame_bytes_max:
+            self.error_seq = seq
+            size = length + LENGTH_BYTES
+            raise FrameTooLarge(f"a frame of {size} bytes is larger than the limit of {self.frame_bytes_max}; send fewer tasks at once")
+        if head_bytes > length - UNCOUNTED_BYTES:
+            self.error_seq = seq
+            raise ProtocolError(f"the head of {head_bytes} bytes does not fit into a frame whose length field says {length}")
+
+    # ---- a frame across chunks
+
+    def _keep(self, chunk: bytes, at: int) -> None:
+        """Begin to collect a frame with the rest of the chunk."""
+        rest = len(chunk) - at
+        if not rest:
+            return
+        self._have = 0
+        self._need = LENGTH_BYTES + int.from_bytes(chunk[at : at + LENGTH_BYTES], "big") if rest >= PREFIX_BYTES else PREFIX_BYTES
+        self._collect(chunk, at, rest)
+
+    def _collect(self, chunk: bytes, at: int, size: int) -> None:
+        """Many small pieces go into one buffer, so that a peer that sends byte by byte costs no object a byte; a large one stays a view."""
+        last = self._pieces[-1] if self._pieces else None
+        if size >= PIECE_BYTES:
+            self._pieces.append(memoryview(chunk)[at : at + size])
+        elif type(last) is bytearray and len(last) < PIECE_BYTES:
+            last += chunk[at : at + size]
+        else:
+            self._pieces.append(bytearray(chunk[at : at + size]))
+        self._have += size
+
+    def _continue(self, chunk: bytes, frames: list[Frame]) -> int:
+        """Add to the frame that is being collected what belongs to it; where the rest of the chunk begins."""
+        at = 0
+        while self._pieces:
+            size = min(self._need - self._have, len(chunk) - at)
+            if size:
+                self._collect(chunk, at, size)
+                at += size
+            if self._have < self._need:
+                break
+            self._complete(frames)
+        return at
+
+    def _complete(self, frames: list[Frame]) -> None:
+        """All that was needed is there: the prefix, which says how much more is needed, or the whole frame."""
+        whole = b"".join(self._pieces)
+        self._pieces = []
+        if self._parse(whole, 0, frames) == 0:
+            self._keep(whole, 0)

@@ -1,0 +1,96 @@
+"""docs/protocol.md is normative: its tables say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from taskq import errors, ids
+from taskq.core import messages as m
+from taskq.core.session import RULES
+from taskq.core.task import PENDING, Options, Task, describe
+from taskq.protocol.codec import LONG_LISTS
+from taskq.protocol.frames import KINDS
+
+FOLDER = Path(__file__).parents[2]
+TEXT = (FOLDER / "docs" / "protocol.md").read_text(encoding="utf-8")
+GOLDEN = Path(__file__).parent / "golden"
+TYPES = {
+    "int": "int",
+    "str": "text",
+    "bytes": "bin",
+    "bool": "bool",
+    "list[int]": "[int]",
+    "list[str]": "[text]",
+    "list[str | None]": "[text or nil]",
+    "list[Any]": "list",
+    "dict[str, Any]": "map",
+    "list[Payload]": "[size]",
+}
+DEFAULTS = {"": '""', b"": "empty", False: "false"}
+ON_THE_WIRE = [cls for cls in (errors.Answer, errors.ProtocolError) for cls in cls.__subclasses__()] + [errors.ProtocolError, errors.InternalError]
+
+
+def section(kind: int, cls: type) -> str:
+    found = re.search(rf"^#### 0x{kind:04X} {cls.__name__.upper()}\n(.*?)(?=^#)", TEXT, re.M | re.S)
+    assert found, f"{cls.__name__} has no section"
+    return found[1]
+
+
+def default(field: Any) -> str:
+    if field.default is attrs.NOTHING:
+        return "–"
+    value = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
+    text = DEFAULTS.get(value) if isinstance(value, (str, bytes, bool)) else str(value)
+    return str(text).replace("None", "nil")
+
+
+@pytest.mark.parametrize(("kind", "cls"), KINDS.items(), ids=lambda part: getattr(part, "__name__", None))
+def test_the_table_of_a_message_lists_its_fields_with_position_type_and_default(kind: int, cls: type) -> None:
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| (.+?) \| (.+?) \| ", section(kind, cls), re.M)
+    assert rows == [(str(at), field.name, TYPES[str(field.type)], default(field)) for at, field in enumerate(attrs.fields(cls))]
+
+
+def test_the_direction_of_a_message_is_that_of_the_session() -> None:
+    for kind, cls in KINDS.items():
+        assert section(kind, cls).lstrip().startswith("C→B" if cls in RULES else "B→C"), cls
+
+
+def test_the_table_of_errors_lists_every_code_that_goes_over_the_wire() -> None:
+    rows = re.findall(r"^\| ([A-Z_]+) \| (yes|no) \| (yes|no) \| ", TEXT, re.M)
+    fatal = {cls.code for cls in ON_THE_WIRE if not issubclass(cls, errors.Answer)} - {errors.UnknownKind.code}
+    assert sorted(rows) == sorted((cls.code, "yes" if cls.retryable else "no", "yes" if cls.code in fatal else "no") for cls in ON_THE_WIRE)
+
+
+def test_the_table_of_roles_is_that_of_the_session() -> None:
+    rows = dict(re.findall(r"^\| (every role|`\w+`) \| ([A-Za-z ]+) \|$", TEXT, re.M))
+    for role in ("producer", "worker", "keeper"):
+        told = {*rows["every role"].split(), *rows[f"`{role}`"].split()} - {"nothing", "more"}
+        assert told == {cls.__name__.upper() for cls, (roles, _) in RULES.items() if role in roles}
+
+
+def test_the_worked_slot_and_id_are_right() -> None:
+    assert "0x67fc7c49" in TEXT and ids.slot_of_queue("email") == 0xC49 == 3145
+    (example,) = re.findall(r"018bcfe5-6800-8c49-8000-0+1", TEXT)
+    task_id = bytes.fromhex(example.replace("-", ""))
+    assert ids.is_valid(task_id) and ids.slot_of_id(task_id) == 0xC49 and ids.ms_of_id(task_id) == 1_700_000_000_000
+
+
+@pytest.mark.parametrize("name", ["0103_credit", "0105_ack"])
+def test_the_worked_frames_are_golden(name: str) -> None:
+    assert (GOLDEN / f"{name}.bin").read_bytes().hex() in re.sub(r"\s", "", TEXT)
+
+
+def test_the_fields_of_a_described_task_are_listed() -> None:
+    listed = {name for row in re.findall(r"^\| ([\w, ]+) \| [\w ]+ \| ", section(0x010D, m.TaskInfo), re.M) for name in row.split(", ")}
+    task = Task(ids.NIL, 1, "q", Options("t"), b"", PENDING, 0)
+    assert set(describe(task)) <= listed
+
+
+def test_the_longer_lists_are_named() -> None:
+    assert {cls.__name__.upper() for cls in LONG_LISTS} == {"CONSUME", "INSPECTED"}
+    assert "10,000 in CONSUME and INSPECTED" in TEXT
