@@ -1,0 +1,416 @@
+"""The HTTP door: sockets on one side, Requests and Responses on the other.  No framework; `gateway` has all that HTTP means.
+
+Rules:
+- The answers of a connection leave in the order of its requests, joined into one write a turn of the loop.
+- At most `queued_max` requests of a connection wait for answers, and none is taken on while the peer does not read: reading stops.
+- Deadlines count from the first byte, so a peer that sends a byte now and then gains nothing.  A request that waits for the broker has none.
+  One timer a listener looks at all connections each `sweep_s`; a deadline fires up to one such interval late.
+- What is refused before it was whole ends its connection, after the peer had time to read why.
+- A bug in a builder is a 500 with nothing of it shown, and a traceback in the log.
+
+It must not know: shards, routes, what a message means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import attrs
+
+from taskq.clock import Clock
+from taskq.errors import Answer, InternalError, TaskqError, TooManyConnections
+from taskq.gateway.answers import RequestTimeout, Response, error_response
+from taskq.gateway.http1 import PIECE_BYTES, Event, HttpLimits, Interim, Receiver, Request, encode
+from taskq.gateway.openapi import document
+from taskq.gateway.routes import Call, Gateway, Message, Status
+
+Reply: TypeAlias = Callable[[Message], None]
+Submit: TypeAlias = Callable[[Message, Reply], None]
+
+WRITE_BUFFER_BYTES = 256 << 10
+BACKLOG = 1_024
+LOOPBACKS = ("127.0.0.1", "::1")
+# what ::1 gives on a machine without IPv6
+NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL})
+
+log = logging.getLogger(__name__)
+
+
+class Slot:
+    """The place of one request in the order of answers.  `data` is what to send once it is known; `last`: the connection ends after it."""
+
+    __slots__ = ("_call", "_connection", "_missing", "_replies", "data", "last", "request", "response")
+
+    def __init__(self, connection: HttpProtocol, request: Request | None, last: bool) -> None:
+        self.request = request
+        self.last = last
+        self.data = b""
+        self.response: Response | None = None
+        self._connection = connection
+        self._call: Call | None = None
+        self._replies: list[Any] = []
+        self._missing = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.response is not None or bool(self.data)
+
+    def run(self, call: Call, submit: Submit) -> None:
+        """Hand the messages of a call to the broker; the last reply makes the response."""
+        if not call.messages:
+            self.finish(call.respond(()))
+            return
+        self._call = call
+        self._missing = len(call.messages)
+        self._replies = [None] * self._missing
+        for at, message in enumerate(call.messages):
+            submit(message, partial(self._take, at))
+
+    def finish(self, response: Response) -> None:
+        self.response = response
+        self._connection.answered()
+
+    def _take(self, at: int, reply: Message) -> None:
+        """A reply has come, perhaps to a connection that is gone."""
+        self._replies[at] = reply
+        self._missing -= 1
+        call = self._call
+        if self._missing or call is None:
+            return
+        self._call = None
+        try:
+            self.finish(call.respond(self._replies))
+        except Exception as error:
+            self.finish(bug(error))
+
+
+def bug(error: Exception) -> Response:
+    """The answer to a request that an exception ended."""
+    log.error("a request over HTTP failed", exc_info=error)
+    return error_response(InternalError())
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, listener: HttpListener) -> None:
+        self._listener = listener
+        self._receiver = Receiver(listener.limits)
+        self._transport: Any = None
+        self._slots: deque[Slot] = deque()
+        self._unread: bytes | memoryview = b""
+        self._since_ms = 0
+        self._flushing = False
+        self._reading = True
+        self._writable = True
+        self._lingering = False
+        self._peer_done = False
+
+    # ---- called by the loop --------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES, low=WRITE_BUFFER_BYTES // 4)
+        self._touch()
+        if not self._listener.enter(self):
+            self._refuse(TooManyConnections(retry_after_ms=1_000))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._receiver.close()
+        self._slots.clear()
+        self._unread = b""
+        self._listener.leave(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver.ended:
+            return
+        self._unread = b"".join((self._unread, data)) if self._unread else data
+        self._read()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more; it still gets the answers that it waits for."""
+        self._peer_done = True
+        return bool(self._slots)
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._touch()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._touch()
+        self._read()
+
+    # ---- requests in ---------------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Parse what came in, piece by piece, as long as there is room for its requests."""
+        while self._unread and self._has_room():
+            piece = self._unread
+            self._unread = b""
+            if len(piece) > PIECE_BYTES:
+                view = memoryview(piece)
+                piece, self._unread = view[:PIECE_BYTES], view[PIECE_BYTES:]
+            was_started = self._receiver.started
+            for event in self._parse(piece):
+                self._take(event)
+            if self._receiver.ended:
+                self._unread = b""
+            elif self._receiver.started and not was_started:
+                self._touch()
+        self._set_reading(not self._unread and self._has_room())
+
+    def _parse(self, piece: bytes | memoryview) -> list[Event | InternalError]:
+        try:
+            return [*self._receiver.feed(piece)]
+        except Exception:
+            log.exception("a request over HTTP could not be read")
+            return [InternalError()]
+
+    def _has_room(self) -> bool:
+        return self._writable and len(self._slots) < self._listener.limits.queued_max
+
+    def _set_reading(self, reading: bool) -> None:
+        if reading != self._reading and self._transport is not None and not self._transport.is_closing():
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _take(self, event: Event | InternalError) -> None:
+        if isinstance(event, Request):
+            slot = Slot(self, event, not event.keep_alive)
+            self._slots.append(slot)
+            self._listener.serve(event, slot)
+        elif isinstance(event, Interim):
+            slot = Slot(self, None, False)
+            slot.data = event.data
+            self._slots.append(slot)
+            self.answered()
+        else:
+            self._refuse(event)
+
+    def _refuse(self, error: TaskqError) -> None:
+        """Answer what was never a whole request; nothing more is read from this peer."""
+        self._receiver.ended = True
+        self._unread = b""
+        slot = Slot(self, None, True)
+        self._slots.append(slot)
+        slot.finish(error_response(error))
+
+    # ---- answers out ---------------------------------------------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """A slot is ready: write at the end of the turn, with whatever else becomes ready in it."""
+        if not self._flushing and self._transport is not None:
+            self._flushing = True
+            self._listener.flush_soon(self)
+
+    def flush(self) -> None:
+        self._flushing = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        parts, closing = self._collect()
+        if parts:
+            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+            self._touch()
+        if closing is not None:
+            self._end(closing)
+        elif parts:
+            self._read()
+
+    def _collect(self) -> tuple[list[bytes], Slot | None]:
+        """The bytes of all answers that are next in order, and the slot that ends the connection, if one does."""
+        parts: list[bytes] = []
+        slots = self._slots
+        while slots and slots[0].ready:
+            slot = slots.popleft()
+            if slot.response is None:
+                parts.append(slot.data)
+                continue
+            last = slot.last or (not slots and self._is_over())
+            parts.append(encode(slot.response, slot.request, last))
+            if last:
+                slots.clear()
+                return parts, slot
+        return parts, None
+
+    def _is_over(self) -> bool:
+        """Whether nothing will follow the answer that leaves the queue empty."""
+        return not self._unread and (self._peer_done or (self._listener.closing and not self._receiver.started))
+
+    def _end(self, slot: Slot) -> None:
+        """Close after the last answer.  A peer that still sends would lose it to a reset, so it is listened to for a moment."""
+        self._receiver.ended = True
+        if slot.request is not None or self._peer_done:
+            self._transport.close()
+            return
+        self._lingering = True
+        self._set_reading(True)
+        self._transport.write_eof()
+
+    # ---- deadlines -----------------------------------------------------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        self._since_ms = self._listener.now_ms
+
+    def sweep(self, now_ms: int) -> None:
+        """End this connection if its deadline has passed."""
+        limits, age_s = self._listener.limits, (now_ms - self._since_ms) / 1000 - self._listener.limits.sweep_s
+        if not self._writable or self._transport.is_closing():
+            if age_s >= limits.request_s:
+                self.abort()
+        elif self._lingering:
+            if age_s >= limits.linger_s:
+                self.abort()
+        elif self._slots:
+            return
+        elif self._receiver.started:
+            self._check_arrival(age_s)
+        elif age_s >= limits.idle_s:
+            self._transport.close()
+            self._touch()
+
+    def _check_arrival(self, age_s: float) -> None:
+        limits = self._listener.limits
+        what, limit_s = ("request", limits.request_s) if self._receiver.in_body else ("request's head", limits.head_s)
+        if age_s >= limit_s:
+            self._refuse(RequestTimeout(f"the {what} did not arrive within {limit_s:g} seconds; send it again on a new connection"))
+
+    def retire(self) -> None:
+        """The listener closes: an idle connection ends now, another one after its answers."""
+        if self._transport is not None and not self._slots and not self._receiver.started and not self._unread and not self._lingering:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class HttpListener:
+    """The listening sockets, their connections, and the timer that looks at them.  Made by `start_http`."""
+
+    def __init__(self, gateway: Gateway, submit: Submit, clock: Clock) -> None:
+        self.limits = gateway.limits
+        self.closing = False
+        self.now_ms = 0
+        self._gateway = gateway
+        self._submit = submit
+        self._clock = clock
+        self._clock_ms = clock.now_ms()
+        self._loop = asyncio.get_running_loop()
+        self.addresses: list[tuple[str, int]] = []
+        self._servers: list[asyncio.AbstractServer] = []
+        self._connections: set[HttpProtocol] = set()
+        self._written: list[HttpProtocol] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._gone = asyncio.Event()
+        self._gone.set()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port) of the first listening socket."""
+        return self.addresses[0]
+
+    async def listen(self, host: str, port: int) -> None:
+        """Bind; "localhost" means both loopbacks, on the same port, as far as the machine has them."""
+        first, *others = LOOPBACKS if host == "localhost" else (host,)
+        await self._bind(first, port)
+        for other in others:
+            try:
+                await self._bind(other, self.address[1])
+            except OSError as error:
+                if port and error.errno not in NO_IPV6:
+                    await self.close(0)
+                    raise
+
+    async def _bind(self, host: str, port: int) -> None:
+        server = await self._loop.create_server(partial(HttpProtocol, self), host, port, backlog=BACKLOG)
+        self._servers.append(server)
+        self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
+
+    async def close(self, deadline_s: float = 5.0) -> None:
+        """Accept no more, end idle connections, let requests in progress finish; at the deadline cut what is left."""
+        self.closing = True
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.retire()
+        try:
+            await asyncio.wait_for(self._gone.wait(), deadline_s)
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
+            await self._gone.wait()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # ---- called by connections -----------------------------------------------------------------------------------------------------
+
+    def enter(self, connection: HttpProtocol) -> bool:
+        """Take a connection on; False if there are too many."""
+        self._connections.add(connection)
+        self._gone.clear()
+        if self._timer is None:
+            self._clock_ms = self._clock.now_ms()
+            self._arm()
+        return len(self._connections) <= self.limits.connections_max
+
+    def leave(self, connection: HttpProtocol) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._gone.set()
+
+    def serve(self, request: Request, slot: Slot) -> None:
+        """Find out what a request asks and have it done."""
+        try:
+            slot.run(self._gateway.call(request), self._submit)
+        except Answer as error:
+            slot.finish(error_response(error))
+        except Exception as error:
+            slot.finish(bug(error))
+
+    def flush_soon(self, connection: HttpProtocol) -> None:
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(connection)
+
+    def _flush(self) -> None:
+        connections, self._written = self._written, []
+        for connection in connections:
+            connection.flush()
+
+    # ---- the timer -----------------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(self.limits.sweep_s, self.sweep)
+
+    def sweep(self) -> None:
+        """Look at every connection.  Time in here moves by at most two intervals a sweep, so that a broker that was stopped for a while does
+        not take its peers for slow."""
+        now_ms = self._clock.now_ms()
+        self.now_ms += min(now_ms - self._clock_ms, round(2000 * self.limits.sweep_s))
+        self._clock_ms = now_ms
+        for connection in list(self._connections):
+            connection.sweep(self.now_ms)
+        self._timer = None
+        if self._connections:
+            self._arm()
+
+
+async def start_http(host: str, port: int, submit: Submit, status: Status, limits: HttpLimits, clock: Clock) -> HttpListener:
+    """Serve HTTP on this address until the listener is closed.  `submit(message, reply)` calls `reply` exactly once, on the loop, when the
+    answer is durable.  Port 0 takes a free one, see `address`.  OSError if the address cannot be bound."""
+    own = attrs.evolve(limits, hosts=limits.hosts | {host.lower()})
+    listener = HttpListener(Gateway(own, status, document()), submit, clock)
+    await listener.listen(host, port)
+    return listener

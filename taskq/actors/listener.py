@@ -1,0 +1,135 @@
+"""The TCP door: the listening sockets and the connections behind them.
+
+It hands each connection an origin, by which the replies of the shards find it, writes once a turn for all connections, and looks at their
+deadlines once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from taskq.actors.session import SessionActor, Tell
+from taskq.clock import Clock
+from taskq.core.effects import Reply
+from taskq.core.messages import Goaway
+from taskq.core.session import House, Session
+from taskq.errors import TaskqError, TooManyConnections
+
+BACKLOG = 4_096
+SWEEP_S = 1.0
+CLOSE_S = 5.0
+
+
+class Listener:
+    """See the module."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        house: House,
+        clock: Clock,
+        tell: Tell,
+        new_origin: Callable[[], int],
+        frame_bytes_max: int,
+        connections_max: int,
+    ) -> None:
+        self.loop = loop
+        self.frame_bytes_max = frame_bytes_max
+        self.addresses: list[tuple[str, int]] = []
+        self.now_ms = clock.now_ms
+        self._house = house
+        self._tell = tell
+        self._new_origin = new_origin
+        self._connections_max = connections_max
+        self._servers: list[asyncio.AbstractServer] = []
+        self._sessions: dict[int, SessionActor] = {}
+        self._written: list[SessionActor] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._gone = asyncio.Event()
+        self._gone.set()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def listen(self, host: str, port: int) -> None:
+        """Bind; "localhost" means both loopbacks, as far as the machine has them.  OSError if the address cannot be bound."""
+        await self._bind("127.0.0.1" if host == "localhost" else host, port)
+        if host == "localhost":
+            try:
+                await self._bind("::1", self.addresses[0][1])
+            except OSError:
+                return
+
+    async def _bind(self, host: str, port: int) -> None:
+        server = await self.loop.create_server(self._connection, host, port, backlog=BACKLOG)
+        self._servers.append(server)
+        self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
+
+    def _connection(self) -> SessionActor:
+        return SessionActor(Session(self._new_origin(), self._house), self, self._tell)
+
+    # ---- called by connections -----------------------------------------------------------------------------------------------------
+
+    def enter(self, session: SessionActor) -> TaskqError | None:
+        """Take a connection on; why it is refused, if it is."""
+        self._sessions[session.session.origin] = session
+        self._gone.clear()
+        if self._timer is None:
+            self._timer = self.loop.call_later(SWEEP_S, self._sweep)
+        return TooManyConnections(retry_after_ms=1_000) if len(self._sessions) > self._connections_max else None
+
+    def leave(self, session: SessionActor) -> None:
+        self._sessions.pop(session.session.origin, None)
+        if not self._sessions:
+            self._gone.set()
+
+    def evict(self, origin: int) -> None:
+        """A newer connection has taken over this one's session."""
+        session = self._sessions.get(origin)
+        if session is not None:
+            session.abort()
+
+    def flush_soon(self, session: SessionActor) -> None:
+        if not self._written:
+            self.loop.call_soon(self._flush)
+        self._written.append(session)
+
+    def _flush(self) -> None:
+        sessions, self._written = self._written, []
+        for session in sessions:
+            session.flush()
+
+    # ---- called by the node --------------------------------------------------------------------------------------------------------
+
+    def answered(self, reply: Reply, now_ms: int) -> None:
+        """A durable reply; that for a connection which is gone goes nowhere."""
+        session = self._sessions.get(reply.origin)
+        if session is not None:
+            session.answered(reply, now_ms)
+
+    def go_away(self, message: Goaway) -> None:
+        for session in self._sessions.values():
+            session.push(message)
+
+    def _sweep(self) -> None:
+        now_s = self.loop.time()
+        for session in list(self._sessions.values()):
+            session.sweep(now_s)
+        self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self._sessions else None
+
+    async def close(self) -> None:
+        """Accept no more, close all connections after what was written to them has left."""
+        for server in self._servers:
+            server.close()
+        for each in (SessionActor.close, SessionActor.abort):
+            for session in list(self._sessions.values()):
+                each(session)
+            try:
+                await asyncio.wait_for(self._gone.wait(), CLOSE_S)
+                break
+            except TimeoutError:
+                continue
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,93 @@
+"""ShardActor: carries a Shard.  Commands in, records to the journal, loads to the store, one timer that is re-armed only if it moved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from taskq.actors.actor import Actor
+from taskq.clock import Clock
+from taskq.core.effects import Command, Effects, Reply, Tick
+from taskq.core.messages import Error
+from taskq.core.shard import Shard
+
+TURN_TASKS = 2_000
+WAKE_S_MAX = 60.0
+
+log = logging.getLogger("taskq.shard")
+
+
+class ShardActor(Actor[Command]):
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_crash: Callable[[BaseException], None],
+        shard: Shard,
+        clock: Clock,
+        submit: Callable[[list[Any], list[Reply]], None],
+        load: Callable[[ShardActor, list[Any]], None],
+    ) -> None:
+        super().__init__(loop, on_crash)
+        self.shard = shard
+        self._clock = clock
+        self._submit = submit
+        self._load = load
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_at_ms = 0
+        self._stopped = False
+
+    def on_batch(self, batch: list[Command]) -> list[Command]:
+        tasks = taken = 0
+        while taken < len(batch) and tasks < TURN_TASKS:
+            tasks += weight(batch[taken])
+            taken += 1
+        if self._stopped:
+            return []
+        effects = self.shard.turn(batch[:taken], self._clock.now_ms())
+        self._carry(effects)
+        return batch[taken:]
+
+    def _carry(self, effects: Effects) -> None:
+        for command, bug in effects.bugs:
+            log.error("a %s command could not be decided", type(command.message).__name__, exc_info=bug)
+            effects.reply(command, Error("INTERNAL", "a bug in the broker; it was logged there"))
+        if effects.records or effects.replies:
+            self._submit(effects.records, effects.replies)
+        if effects.loads:
+            self._load(self, effects.loads)
+        if effects.wake_at_ms != self._wake_at_ms:
+            self._set_timer(effects.wake_at_ms)
+
+    def _set_timer(self, wake_at_ms: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake_at_ms = wake_at_ms
+        if wake_at_ms:
+            delay_s = (wake_at_ms - self._clock.now_ms()) / 1000
+            self._timer = self.loop.call_later(min(max(delay_s, 0.001), WAKE_S_MAX), self.wake)
+
+    def wake(self) -> None:
+        """Look at the time, once."""
+        self._timer = None
+        self._wake_at_ms = 0
+        self.tell(Command(0, 0, Tick()))
+
+    def tell(self, message: Command) -> None:
+        if not self._stopped:
+            super().tell(message)
+
+    def stop(self) -> None:
+        """Decide nothing more; what waits in the mailbox was never answered."""
+        self._stopped = True
+        self._mailbox.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def weight(command: Command) -> int:
+    """How many tasks a command is about."""
+    ids = getattr(command.message, "ids", None)
+    return len(ids) // 16 if ids else 1

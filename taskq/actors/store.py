@@ -1,0 +1,155 @@
+"""StoreActor: writes behind the journal, and answers the shards' questions to the store.
+
+It owns the order on the store: loads and flushes pass one by one, so no answer is older than a flush that a shard has seen.  A flush takes
+the tasks whose rows are behind as they are at one moment, waits until the journal is synced up to that moment, and commits them with its LSN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from taskq.actors.journal import JournalActor
+from taskq.actors.shard import ShardActor
+from taskq.clock import Clock
+from taskq.core.book import Shared
+from taskq.core.effects import Command, FindLoad, Flushed, Found, LineLoad, LineLoaded
+from taskq.core.task import PENDING, Task
+from taskq.errors import Overloaded
+from taskq.storage.base import Retention, Store
+from taskq.storage.rows import batch_of, task_of
+
+FLUSH_S = 0.1
+FLUSH_TASKS = 4_000
+DIRTY_TASKS_MAX = 200_000
+PRUNE_S = 10.0
+
+
+class StoreActor:
+    def __init__(
+        self,
+        on_crash: Callable[[BaseException], None],
+        store: Store,
+        journal: JournalActor,
+        shards: list[ShardActor],
+        shared: Shared,
+        clock: Clock,
+        retention: Callable[[int], Retention],
+    ) -> None:
+        self._on_crash = on_crash
+        self._store = store
+        self._journal = journal
+        self._shards = shards
+        self._shared = shared
+        self._clock = clock
+        self._retention = retention
+        self._loads: deque[tuple[ShardActor, FindLoad | LineLoad]] = deque()
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self.flushed_lsn = journal.last_lsn
+        self._loop = asyncio.get_running_loop()
+        self._next_prune = self._loop.time()
+        self._task = self._loop.create_task(self._run(), name="taskq-store")
+
+    def load(self, shard: ShardActor, loads: list[FindLoad | LineLoad]) -> None:
+        self._loads.extend((shard, load) for load in loads)
+        self._wake.set()
+
+    def look(self) -> None:
+        """Called a few times a second: is there enough to flush, is the backlog too long?"""
+        dirty = sum(len(actor.shard.dirty) for actor in self._shards)
+        if dirty > DIRTY_TASKS_MAX:
+            self._shared.admission.refuse("store", Overloaded("the store is behind; retry later", retry_after_ms=500))
+        else:
+            self._shared.admission.admit("store")
+        if dirty or self._loop.time() >= self._next_prune:
+            self._wake.set()
+
+    async def _run(self) -> None:
+        loop = self._loop
+        next_flush = loop.time()
+        try:
+            while not self._stopping:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._answer_loads()
+                if loop.time() >= next_flush or self._dirty_tasks() >= FLUSH_TASKS:
+                    await self._flush()
+                    next_flush = loop.time() + FLUSH_S
+                if loop.time() >= self._next_prune:
+                    await self._prune()
+                    self._next_prune = loop.time() + PRUNE_S
+            await self._answer_loads()
+            await self._flush()
+        except BaseException as crash:
+            self._on_crash(crash)
+            raise
+
+    def _dirty_tasks(self) -> int:
+        return sum(len(actor.shard.dirty) for actor in self._shards)
+
+    # ---- loads -----------------------------------------------------------------------------------------------------------------------
+
+    async def _answer_loads(self) -> None:
+        while self._loads:
+            actor, load = self._loads.popleft()
+            if isinstance(load, LineLoad):
+                await self._line(actor, load)
+                continue
+            finds = [(actor, load)]
+            while self._loads and isinstance(self._loads[0][1], FindLoad):
+                finds.append(self._loads.popleft())  # type: ignore[arg-type]
+            await self._find(finds)
+
+    async def _find(self, finds: list[tuple[ShardActor, FindLoad]]) -> None:
+        ids = {task_id for _, load in finds for task_id in load.ids}
+        keys = {key for _, load in finds for key in load.keys}
+        tasks = [task_of(row) for row in await self._store.find(list(ids), list(keys))]
+        by_name: dict[Any, Task] = {task.id: task for task in tasks}
+        by_name.update({(task.queue, task.key): task for task in tasks if task.key is not None})
+        for actor, load in finds:
+            found = {id(task): task for name in (*load.ids, *load.keys) if (task := by_name.get(name)) is not None}
+            actor.tell(Command(0, 0, Found(load.parked, list(found.values()))))
+
+    async def _line(self, actor: ShardActor, load: LineLoad) -> None:
+        await self._flush()
+        rows = await self._store.line(load.queue, load.priority, load.task_type, PENDING, load.after_position, load.limit)
+        actor.tell(Command(0, 0, LineLoaded(load, [task_of(row) for row in rows])))
+
+    # ---- write-behind ----------------------------------------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        taken = [(actor, actor.shard.take_dirty()) for actor in self._shards]
+        lsn = self._journal.last_lsn
+        tasks = [task for _, dirty in taken for task in dirty]
+        if not tasks and lsn == self.flushed_lsn:
+            return
+        batch = batch_of(tasks, {"applied_lsn": lsn, "next_seq": self._shared.sequence.following})
+        await self._journal.synced(lsn)
+        await self._store.commit(batch)
+        self.flushed_lsn = lsn
+        for actor, dirty in taken:
+            if dirty:
+                actor.tell(Command(0, 0, Flushed(dirty)))
+        self._journal.drop(lsn)
+
+    async def _prune(self) -> None:
+        retention = self._retention(self._clock.now_ms())
+        while (pruned := await self._store.prune(retention)).rows:
+            self._shared.pruned_id_ms = max(self._shared.pruned_id_ms, pruned.id_ms_max)
+            if self._loads or self._dirty_tasks() >= FLUSH_TASKS or pruned.rows < retention.rows_max:
+                break
+
+    async def stop(self) -> None:
+        """Flush everything."""
+        self._stopping = True
+        self._wake.set()
+        await self._task
+        await self._store.checkpoint()
+
+    async def abandon(self) -> None:
+        """After a crash: touch nothing more."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

@@ -1,0 +1,290 @@
+"""HTTP/1.1 as bytes: what came in becomes Requests, a Response becomes bytes.
+
+PURE: no sockets, no clock, no routes.  The grammar is llhttp's (through httptools), which refuses conflicting lengths, bare line feeds, folded
+headers and the like.  Ours, because llhttp has no limits: the sizes of URL, headers and body, exactly one Host that is ours, versions 1.0 and
+1.1 only, no other transfer coding than chunked, no content coding, Expect.
+
+The first thing that is wrong ends the connection: `feed` gives the refusal as its last event and ignores whatever comes after it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import attrs
+import httptools
+
+from taskq.errors import Answer, BadRequest, PayloadTooLarge
+from taskq.gateway.answers import (
+    ExpectationFailed,
+    HeadersTooLarge,
+    HttpVersionUnsupported,
+    Response,
+    UnsupportedMediaType,
+    UrlTooLong,
+    WrongHost,
+)
+
+PIECE_BYTES = 4_096
+
+
+@attrs.frozen
+class HttpLimits:
+    """The limits of the HTTP door.  `queued_max`: requests of one connection that wait for their answers; more are not read.  `hosts`: names
+    that a Host header may have beside IP addresses and localhost; "*" allows any."""
+
+    payload_bytes_max: int = 1 << 20
+    body_bytes_max: int = (1 << 20) + (64 << 10)
+    head_bytes_max: int = 16 << 10
+    url_bytes_max: int = 8 << 10
+    headers_max: int = 100
+    queued_max: int = 16
+    connections_max: int = 10_000
+    wait_s_max: float = 60.0
+    head_s: float = 5.0
+    request_s: float = 15.0
+    idle_s: float = 30.0
+    linger_s: float = 2.0
+    sweep_s: float = 1.0
+    hosts: frozenset[str] = frozenset()
+
+
+@attrs.define
+class Request:
+    """One whole request; `path` is as sent, without the query."""
+
+    method: str
+    path: str
+    query: str = ""
+    content_type: str = ""
+    body: bytes | bytearray = b""
+    keep_alive: bool = True
+    version: str = "1.1"
+
+
+@attrs.frozen
+class Interim:
+    """Bytes that go out before the answer itself."""
+
+    data: bytes = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+Event: TypeAlias = "Request | Interim | Answer"
+
+# the headers that matter here; none of them may come twice
+SINGLE = frozenset({b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"expect"})
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+class Receiver:
+    """The receiving side of one connection.  `started`: a request has begun and is not complete.  `in_body`: its head is complete.
+    `ended`: no further request will be read."""
+
+    def __init__(self, limits: HttpLimits) -> None:
+        self.started = False
+        self.in_body = False
+        self.ended = False
+        self._limits = limits
+        self._known_host = b""
+        self._events: list[Event] = []
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._clear()
+
+    def close(self) -> None:
+        """Part with the parser, which refers back to this object."""
+        self.ended = True
+        self._parser = None
+
+    def feed(self, data: bytes | memoryview) -> list[Event]:
+        """Parse a piece of at most PIECE_BYTES (so that a piece bounds what it can hold); returns what became complete."""
+        if self.ended:
+            return []
+        events: list[Event] = []
+        self._events = events
+        unfinished_head = self.started and not self.in_body
+        head = self._head
+        try:
+            self._parser.feed_data(data)
+            if unfinished_head and self._head is head and not self.in_body:
+                self._count_unseen(len(data))
+        except httptools.HttpParserUpgrade:
+            self._end_after_upgrade()
+        except (httptools.HttpParserError, Answer) as error:
+            self._refuse(error)
+        return events
+
+    def _clear(self) -> None:
+        self._url = b""
+        self._head: dict[bytes, bytes] = {}
+        self._head_bytes = 0
+        self._unseen_bytes = 0
+        self._headers = 0
+        self._body: bytes | bytearray = b""
+        self._request = Request("", "")
+
+    def _count_unseen(self, size: int) -> None:
+        """A header is reported when it is whole: this bounds one that never ends."""
+        self._unseen_bytes += size
+        if self._unseen_bytes > self._limits.head_bytes_max:
+            raise self._headers_too_large()
+
+    def _end_after_upgrade(self) -> None:
+        """The peer offered another protocol (curl --http2): answered as HTTP/1.1, and that was the last request."""
+        self.ended = True
+        if self._events and isinstance(self._events[-1], Request):
+            self._events[-1].keep_alive = False
+
+    def _refuse(self, error: Exception) -> None:
+        """Bytes after a last request are nobody's; anything else that is wrong is answered."""
+        if self.ended:
+            return
+        self.ended = True
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+        if isinstance(cause, Answer):
+            self._events.append(cause)
+        elif isinstance(cause, httptools.HttpParserError):
+            self._events.append(BadRequest(f"not a valid HTTP/1.1 request: {cause}"))
+        else:
+            raise error
+
+    # ---- called by the parser ----------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._clear()
+        self.started = True
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
+        if len(self._url) > self._limits.url_bytes_max:
+            raise UrlTooLong(f"the URL is longer than {self._limits.url_bytes_max} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers += 1
+        self._head_bytes += len(name) + len(value) + 4
+        if self._headers > self._limits.headers_max or self._head_bytes + len(self._url) > self._limits.head_bytes_max:
+            raise self._headers_too_large()
+        if self.in_body:
+            return
+        name = name.lower()
+        if name in SINGLE:
+            if name in self._head:
+                raise BadRequest(f"the header {name.decode()} may be there once only")
+            self._head[name] = value
+
+    def on_headers_complete(self) -> None:
+        self.in_body = True
+        head = self._head
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise HttpVersionUnsupported()
+        path, query, authority = _target(self._url)
+        self._check_host(authority or head.get(b"host", b""), b"host" in head)
+        if len(head) > 1:
+            self._check_coding(head, version)
+            self._check_length(head)
+        content_type = head.get(b"content-type", b"").decode("latin-1")
+        self._request = Request(self._parser.get_method().decode(), path, query, content_type, b"", self._parser.should_keep_alive(), version)
+        if b"expect" in head:
+            self._meet(head[b"expect"], version)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._body:
+            self._body = body
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
+        if len(self._body) > self._limits.body_bytes_max:
+            raise self._body_too_large()
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        request.body = self._body
+        self._body = b""
+        self.started = self.in_body = False
+        self.ended = not request.keep_alive
+        self._events.append(request)
+
+    # ---- checks --------------------------------------------------------------------------------------------------------------------
+
+    def _check_host(self, host: bytes, given: bool) -> None:
+        if given and host and host == self._known_host:
+            return
+        found = _HOST.fullmatch(host)
+        if not given or found is None:
+            raise BadRequest("the request needs one valid Host header", field="Host")
+        name = found[1].decode().lower().strip("[]").rstrip(".")
+        names = self._limits.hosts
+        if name != "localhost" and name not in names and "*" not in names and not _is_address(name):
+            raise WrongHost(f"the Host header names {name!r}, which is not this broker; use its IP address or localhost", field="Host")
+        self._known_host = host
+
+    def _check_coding(self, head: dict[bytes, bytes], version: str) -> None:
+        if head.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise UnsupportedMediaType("compressed bodies are not read; send the body without Content-Encoding", field="Content-Encoding")
+        coding = head.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+            raise BadRequest("the only transfer coding is chunked, in HTTP/1.1", field="Transfer-Encoding")
+
+    def _check_length(self, head: dict[bytes, bytes]) -> None:
+        if int(head.get(b"content-length", b"0")) > self._limits.body_bytes_max:
+            raise self._body_too_large()
+
+    def _meet(self, expectation: bytes, version: str) -> None:
+        if expectation.lower() != b"100-continue":
+            raise ExpectationFailed(field="Expect")
+        if version == "1.1":
+            self._events.append(Interim())
+
+    def _headers_too_large(self) -> Answer:
+        return HeadersTooLarge(f"at most {self._limits.headers_max} headers and {self._limits.head_bytes_max} bytes of them are read")
+
+    def _body_too_large(self) -> Answer:
+        limit = self._limits.body_bytes_max
+        way_out = "send fewer tasks at a time, or store the data elsewhere and enqueue a reference"
+        return PayloadTooLarge(f"the body is larger than {limit} bytes; {way_out}")
+
+
+def _target(url: bytes) -> tuple[str, str, bytes]:
+    """(path, query, authority) of a request target; the authority is empty unless the target is a whole URL."""
+    authority = b""
+    if url[:7].lower() == b"http://":
+        authority, _, rest = url[7:].partition(b"/")
+        url = b"/" + rest
+    if url[:1] != b"/" or b"#" in url or not url.isascii():
+        raise BadRequest("the request target must be a path such as /enqueue")
+    path, _, query = url.decode("ascii").partition("?")
+    return path, query, authority
+
+
+def _is_address(name: str) -> bool:
+    """An IP address as Host cannot come from a name that somebody else's DNS points at us."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+# ---- the sending side ----------------------------------------------------------------------------------------------------------------
+
+_COMMON = b"\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nContent-Length: "
+_START = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() + _COMMON for status in HTTPStatus}
+_CLOSE = b"Connection: close\r\n"
+_KEEP_ALIVE_1_0 = b"Connection: keep-alive\r\n"
+
+
+def encode(response: Response, request: Request | None, close: bool) -> bytes:
+    """The bytes of a response to this request (None: it was never whole); the body is left out for HEAD."""
+    connection = b""
+    if close:
+        connection = _CLOSE
+    elif request is not None and request.version == "1.0":
+        connection = _KEEP_ALIVE_1_0
+    body = response.body
+    extra = "".join(f"{name}: {value}\r\n" for name, value in response.headers).encode("latin-1") if response.headers else b""
+    shown = b"" if request is not None and request.method == "HEAD" else body
+    return b"%b%d\r\n%b%b\r\n%b" % (_START[response.status], len(body), extra, connection, shown)

@@ -1,0 +1,336 @@
+"""Node: one broker in this process, put together from its parts and taken apart in reverse.
+
+    lock the data folder → recover store and journal → shards → journal and store actors → TCP and HTTP
+
+It sets no policy of the process (loop, GC, signals): a process can hold two nodes.  When a part crashes, `failed` gets the exception and nothing
+is trusted any more: the owner ends the process, or calls `stop`, which then only lets go; the next start recovers from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import random
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from taskq.actors.http import HttpListener, start_http
+from taskq.actors.journal import JournalActor
+from taskq.actors.listener import Listener
+from taskq.actors.local import LocalSession
+from taskq.actors.shard import ShardActor
+from taskq.actors.store import StoreActor
+from taskq.clock import Clock, SystemClock
+from taskq.config import BrokerConfig, host_port
+from taskq.core.book import Limits, Sequence64, Shared
+from taskq.core.effects import Command, Reply
+from taskq.core.messages import DURABILITY, Goaway
+from taskq.core.queue import Budget
+from taskq.core.ring import Ring
+from taskq.core.session import House, Terms
+from taskq.core.shard import Shard
+from taskq.errors import DataFolderLocked, Draining, StoreCorrupt
+from taskq.gateway.http1 import HttpLimits
+from taskq.storage.base import Retention
+from taskq.storage.journal import FileJournal
+from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
+from taskq.storage.sqlite import SqliteStore, quick_check
+from taskq.version import VERSION
+
+SECRET_BYTES = 32
+PULSE_S = 0.1
+DRAIN_LOOK_S = 0.05
+GOAWAY_MS = 500
+# a session whose connection broke has this part of a lease to come back, so that its tasks are given to others within one lease
+GRACE_OF_LEASE = 2 / 3
+LOCAL_ORIGIN = 1
+
+log = logging.getLogger("taskq.node")
+
+
+class Node:
+    """See the module.  `tcp` and `http` are the addresses, as host:port, once it is started."""
+
+    def __init__(self, config: BrokerConfig, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.tcp = self.http = ""
+        self.failed: asyncio.Future[None]
+        self._rng = random.Random()
+        self._folder = Path(config.data)
+        self._parts = AsyncExitStack()
+        self._shards: list[ShardActor] = []
+        self._started_ms = 0
+
+    async def start(self) -> None:
+        """Recover, listen.  Raises StartError or OSError, and leaves nothing behind then."""
+        self._loop = asyncio.get_running_loop()
+        self.failed = self._loop.create_future()
+        try:
+            await self._assemble()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+
+    async def _assemble(self) -> None:
+        config, enter = self.config, self._parts.enter_async_context
+        self._parts.enter_context(_locked(self._folder))
+        store = SqliteStore(self._folder / "store.sqlite")
+        files = FileJournal(self._folder / "journal", config.journal_segment_bytes)
+        self._parts.push_async_callback(store.close)
+        recovered = await recover(store, files)
+        self._report(recovered, files)
+        shared = self._shared(recovered)
+        shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
+        await load(store, shards, self.clock.now_ms())
+        self._house = self._make_house(shared, recovered.epoch)
+        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.now_ms, self._tell)
+        self._journal = await enter(self._journaling(files, recovered.next_lsn))
+        self._shards = [
+            ShardActor(self._loop, self._crashed, shard, self.clock, self._journal.submit, lambda actor, loads: self._store.load(actor, loads))
+            for shard in shards
+        ]
+        self._store = await enter(self._storing(store, shared))
+        if recovered.replayed:
+            self._parts.enter_context(self._checking(store.path))
+        self._listener = await enter(self._listening())
+        self._http = await enter(self._serving_http())
+        self._started_ms = self.clock.now_ms()
+        for actor in self._shards:
+            actor.wake()
+        self._pulse()
+
+    # ---- the parts -----------------------------------------------------------------------------------------------------------------
+
+    def _shared(self, recovered: Recovered) -> Shared:
+        config = self.config
+        return Shared(
+            sequence=Sequence64(recovered.next_seq),
+            tokens=Sequence64(recovered.epoch << EPOCH_SHIFT | 1),
+            budget=Budget(config.hot_bytes_max),
+            rng=self._rng,
+            limits=Limits(config.payload_bytes_max, _ms(config.lease)),
+            durability=DURABILITY.index(config.durability),
+            pruned_id_ms=recovered.pruned_id_ms,
+        )
+
+    def _make_house(self, shared: Shared, epoch: int) -> House:
+        config = self.config
+        terms = Terms(
+            epoch=epoch,
+            heartbeat_ms=_ms(config.heartbeat),
+            lease_ms=_ms(config.lease),
+            grace_ms=_ms(config.lease * GRACE_OF_LEASE),
+            limits={"payload_bytes_max": config.payload_bytes_max, "frame_bytes_max": config.frame_bytes_max},
+            secret_key=_secret(self._folder / "secret.key"),
+        )
+        self._admission, self._consumers = shared.admission, shared.consumers
+        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe)
+
+    @asynccontextmanager
+    async def _journaling(self, files: FileJournal, next_lsn: int) -> AsyncIterator[JournalActor]:
+        config, level = self.config, DURABILITY.index(self.config.durability)
+        backlog_bytes_max = config.journal_backlog_bytes_max
+        journal = JournalActor(self._loop, self._crashed, files, level, next_lsn, self._admission, backlog_bytes_max, self._deliver)
+        try:
+            yield journal
+        finally:
+            if self.failed.done():
+                await journal.abandon()
+            else:
+                await journal.stop(empty=self._store_is_complete())
+
+    def _store_is_complete(self) -> bool:
+        store = getattr(self, "_store", None)
+        return store is None or store.flushed_lsn == self._journal.last_lsn
+
+    @asynccontextmanager
+    async def _storing(self, store: SqliteStore, shared: Shared) -> AsyncIterator[StoreActor]:
+        actor = StoreActor(self._crashed, store, self._journal, self._shards, shared, self.clock, self._retention)
+        try:
+            yield actor
+        finally:
+            for shard in self._shards:
+                shard.stop()
+            if self.failed.done():
+                await actor.abandon()
+            else:
+                await actor.stop()
+
+    def _retention(self, now_ms: int) -> Retention:
+        config = self.config
+        return Retention(now_ms - _ms(config.retention_completed), now_ms - _ms(config.retention_failed), config.finished_rows_max)
+
+    @contextmanager
+    def _checking(self, path: Path) -> Iterator[None]:
+        """After an unclean stop the whole store is looked at, beside the work; damage stops the node."""
+        ended = threading.Event()
+
+        def check() -> None:
+            found = quick_check(path, ended)
+            if found and not ended.is_set():
+                self._loop.call_soon_threadsafe(self._crashed, StoreCorrupt(f"{path}: {found[0]}; the file was left untouched"))
+
+        thread = threading.Thread(target=check, name="taskq-check", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Listener]:
+        config, origins = self.config, count(LOCAL_ORIGIN + 1)
+        listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, config.frame_bytes_max, config.connections_max)
+        try:
+            await listener.listen(*host_port(config.listen))
+            self.tcp = _shown(listener.addresses[0])
+            yield listener
+        finally:
+            await listener.close()
+
+    @asynccontextmanager
+    async def _serving_http(self) -> AsyncIterator[HttpListener]:
+        config = self.config
+        limits = HttpLimits(
+            payload_bytes_max=config.payload_bytes_max,
+            body_bytes_max=config.payload_bytes_max + (64 << 10),
+            connections_max=config.connections_max,
+        )
+        host, port = host_port(config.http)
+        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock())
+        self.http = _shown(listener.address)
+        try:
+            yield listener
+        finally:
+            await listener.close()
+
+    # ---- between the parts ---------------------------------------------------------------------------------------------------------
+
+    def _tell(self, commands: list[tuple[int, Command]]) -> None:
+        shards = self._shards
+        for shard, command in commands:
+            shards[shard].tell(command)
+
+    def _deliver(self, replies: list[Reply]) -> None:
+        """Replies that are durable go to whoever asked."""
+        now_ms = self.clock.now_ms()
+        for reply in replies:
+            if reply.origin == LOCAL_ORIGIN:
+                self._local.answered(reply)
+            else:
+                self._listener.answered(reply, now_ms)
+
+    def _crashed(self, crash: BaseException) -> None:
+        if not self.failed.done():
+            log.critical("a part of the node crashed: %s: %s", type(crash).__name__, crash)
+            self.failed.set_exception(crash)
+
+    def _pulse(self) -> None:
+        """A few times a second: let the store look at its backlog, forget sessions that are over."""
+        self._store.look()
+        now_ms = self.clock.now_ms()
+        for consumer in [each for each in self._consumers.values() if not each.origin and (each.over or each.deadline_ms < now_ms)]:
+            if not any(consumer.session in actor.shard.held for actor in self._shards):
+                del self._consumers[consumer.session]
+        self._timer = self._loop.call_later(PULSE_S, self._pulse)
+
+    # ---- what it says --------------------------------------------------------------------------------------------------------------
+
+    def _report(self, recovered: Recovered, files: FileJournal) -> None:
+        if files.cut is not None:
+            path, offset, size = files.cut
+            log.warning("%s: the last write before the stop was not complete: %d bytes at offset %d were cut; nothing acknowledged was in them",
+                        path, size, offset)  # fmt: skip
+        if recovered.replayed:
+            log.info("recovered %d records from the journal", recovered.replayed)
+
+    def _status(self) -> dict[str, Any]:
+        if self.failed.done():
+            return {"ready": False, "reason": "it has crashed"}
+        refusal = self._admission.refusal
+        return {"ready": refusal is None, "reason": refusal.message if refusal else ""}
+
+    def describe(self) -> dict[str, Any]:
+        """The broker in one row, for people."""
+        return {
+            "version": VERSION,
+            "pid": os.getpid(),
+            "epoch": self._house.terms.epoch,
+            "tcp": self.tcp,
+            "http": self.http,
+            "data": str(self._folder.resolve()),
+            "shards": self.config.shards,
+            "durability": self.config.durability,
+            "connections": len(self._listener),
+            "workers": sum(bool(consumer.origin) for consumer in self._consumers.values()),
+            "started_ms": self._started_ms,
+            "hot_bytes": self._shards[0].shard.shared.budget.bytes_used,
+            "journal_lsn": self._journal.last_lsn,
+            "synced_lsn": self._journal.synced_lsn,
+            "applied_lsn": self._store.flushed_lsn,
+        }
+
+    # ---- the end -------------------------------------------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> None:
+        """Admit and deliver nothing more, and wait until no task runs, at most so long."""
+        self._admission.draining = self._house.draining = True
+        self._admission.refuse("drain", Draining(retry_after_ms=GOAWAY_MS))
+        self._listener.go_away(Goaway("the broker is stopping", GOAWAY_MS))
+        deadline_s = self._loop.time() + seconds
+        while any(actor.shard.held for actor in self._shards) and self._loop.time() < deadline_s and not self.failed.done():
+            await asyncio.sleep(DRAIN_LOOK_S)
+
+    async def stop(self) -> None:
+        """Close the connections, flush everything, leave an empty journal; after a crash only let go.  Running tasks keep their leases."""
+        self._timer.cancel()
+        await self._parts.aclose()
+        if self.failed.done():
+            self.failed.exception()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The data folder is ours alone, for as long as this process keeps the lock."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise DataFolderLocked(f"{folder} is used by another broker; stop it, or choose another folder with --data") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _secret(path: Path) -> bytes:
+    """The key that sessions are proved with; made at the first start."""
+    if not path.exists():
+        fresh = path.with_suffix(".new")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(fd)
+        fresh.rename(path)
+    return path.read_bytes()
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _shown(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
