@@ -1,0 +1,255 @@
+"""The App: a registry of task functions, and the way to enqueue them.
+
+    app = App()
+
+    @app.task(queue="email", max_attempts=5, timeout=30)
+    async def send_email(to: str) -> str: ...
+
+    await send_email(to="user@example.com")                      # a plain call, here and now
+    handle = await send_email.enqueue(to="user@example.com")     # on a worker, checked against the signature before it leaves
+
+A decorated function is a `TaskFunction`; its types follow the function's, so a wrong argument is an error of the type checker too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import update_wrapper
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+from taskq.client import DEADLINE_S, AsyncClient, Client
+from taskq.connection import address_from_environment
+from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK
+from taskq.durations import Duration
+from taskq.handle import TaskHandle
+from taskq.options import EnqueueOptions, Options, check_attempts, check_retry, check_timeout
+from taskq.worker.registry import Pool, TaskDefinition, check_name, check_pool, check_priority
+
+P = ParamSpec("P")
+C = TypeVar("C", covariant=True)
+R = TypeVar("R", covariant=True)
+A = TypeVar("A")
+
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class TaskFunction(Generic[P, C, R]):
+    """A task function: called it runs here, enqueued it runs on a worker.  P: its parameters, C: what a call returns, R: what the task returns."""
+
+    __name__: str
+
+    def __init__(self, app: App, definition: TaskDefinition, options: Options) -> None:
+        self.app = app
+        self.definition = definition
+        self._options = options
+        update_wrapper(cast(Any, self), definition.function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
+        return cast(C, self.definition.function(*args, **kwargs))
+
+    def __repr__(self) -> str:
+        return f"TaskFunction({self.definition.name})"
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def options(self, **changes: Unpack[EnqueueOptions]) -> TaskFunction[P, C, R]:
+        """The same task with other options for what is enqueued through it: `send_email.options(delay="5m", priority="low").enqueue(…)`."""
+        return TaskFunction(self.app, self.definition, self._options.but(changes))
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Enqueue a call; returns when it is durable.  TypeError when the arguments do not fit or cannot be sent; BrokerUnavailable."""
+        payload = self.definition.payload(args, kwargs)
+        return await self.app.client().submit(self.definition.name, (payload, MSGPACK), self._options)
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """The same for code without an event loop."""
+        item = self.definition.payload(args, kwargs), MSGPACK
+        return self.app.blocking_client().run(lambda client: client.submit(self.definition.name, item, self._options))
+
+    async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[TaskHandle[R]]:
+        """Enqueue one call for each mapping of arguments by name, in order.  All are checked before the first leaves.  Raises EnqueueError when
+        the broker refused some; the others stay enqueued."""
+        items = self._items(calls)
+        return await self.app.client().submit_many(self.definition.name, items, self._options)
+
+    def enqueue_many_sync(self, calls: Iterable[Mapping[str, Any]]) -> list[TaskHandle[R]]:
+        """The same for code without an event loop."""
+        items = self._items(calls)
+        return self.app.blocking_client().run(lambda client: client.submit_many(self.definition.name, items, self._options))
+
+    def _items(self, calls: Iterable[Mapping[str, Any]]) -> list[tuple[bytes, int]]:
+        items = []
+        for number, call in enumerate(calls):
+            try:
+                items.append((self.definition.payload((), dict(call)), MSGPACK))
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"item {number}: {error}") from None
+        return items
+
+
+class Decorator(Protocol):
+    """What `@app.task(…)` gives: keeps the function's types."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, A]]) -> TaskFunction[P, Coroutine[Any, Any, A], A]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, A]) -> TaskFunction[P, A, A]: ...
+
+
+class App:
+    """Tasks by name, and the connections to enqueue them: one for each event loop that does, one for all code without a loop.
+
+    `url`: `host:port` or `taskq://host:port`; default is `TASKQ_URL`, read at the first use, else localhost:7000."""
+
+    def __init__(self, url: str | None = None, *, deadline: Duration = DEADLINE_S) -> None:
+        self.tasks: dict[str, TaskDefinition] = {}
+        self._url = url
+        self._deadline = deadline
+        self._clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
+        self._blocking: Client | None = None
+
+    @property
+    def url(self) -> str:
+        """The broker's address, as host:port."""
+        return str(address_from_environment()) if self._url is None else self._url
+
+    def use(self, url: str | None) -> str | None:
+        """Talk to this broker from now on, None: to that of `TASKQ_URL`.  Returns what was set before.  Close open connections first."""
+        before, self._url = self._url, url
+        return before
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, A]], /) -> TaskFunction[P, Coroutine[Any, Any, A], A]: ...
+
+    @overload
+    def task(self, function: Callable[P, A], /) -> TaskFunction[P, A, A]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int | str = DEFAULT_PRIORITY,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        timeout: Duration | None = None,
+        backoff_base: Duration | None = None,
+        backoff_factor: float | None = None,
+        backoff_max: Duration | None = None,
+        retry_on: Exceptions | None = None,
+        no_retry_on: Exceptions = (),
+        pool: Pool | None = None,
+    ) -> Decorator: ...
+
+    def task(self, *functions: Any, **settings: Any) -> Any:
+        """Make a function a task; as `@app.task` or `@app.task(queue=…, …)`.
+
+        name: the task type, default the function's name.  queue, priority (0 first … 9 last, or critical, high, normal, low, bulk), max_attempts,
+        timeout (of one attempt): the defaults of each enqueue.  backoff_base, backoff_factor, backoff_max: the delay before a retry, random up to
+        base · factor^n, at most max (default 2 s, 2, 1 h).  retry_on: only these exceptions are retried.  no_retry_on: these are not.
+        pool: async, thread or process; default async for `async def`, thread for `def`."""
+        if functions:
+            return self._register(*functions, **settings)
+        return lambda decorated: self._register(decorated, **settings)
+
+    def _register(self, function: Callable[..., Any], *, name: str | None = None, **settings: Any) -> TaskFunction[..., Any, Any]:
+        definition = define(function, check_name(name or function.__name__, "name"), **settings)
+        if definition.name in self.tasks:
+            raise ValueError(f"task {definition.name} is defined twice; give one of them another name=")
+        self.tasks[definition.name] = definition
+        return TaskFunction(self, definition, _options(definition))
+
+    def client(self) -> AsyncClient:
+        """The client of the running event loop."""
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        return self._new_client(loop) if client is None else client
+
+    def _new_client(self, loop: asyncio.AbstractEventLoop) -> AsyncClient:
+        self._clients = {known: client for known, client in self._clients.items() if not known.is_closed()}
+        client = self._clients[loop] = AsyncClient(self._url, deadline=self._deadline)
+        return client
+
+    def blocking_client(self) -> Client:
+        """The client for code without an event loop."""
+        if self._blocking is None:
+            self._blocking = Client(self._url, deadline=self._deadline)
+        return self._blocking
+
+    async def close(self) -> None:
+        """Close this loop's connection and the one for code without a loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()
+        await asyncio.to_thread(self.close_sync)
+
+    def close_sync(self) -> None:
+        blocking, self._blocking = self._blocking, None
+        if blocking is not None:
+            blocking.close()
+
+
+def define(
+    function: Callable[..., Any],
+    name: str,
+    *,
+    queue: str = "default",
+    priority: int | str = DEFAULT_PRIORITY,
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    timeout: Duration | None = None,
+    backoff_base: Duration | None = None,
+    backoff_factor: float | None = None,
+    backoff_max: Duration | None = None,
+    retry_on: Exceptions | None = None,
+    no_retry_on: Exceptions = (),
+    pool: Pool | None = None,
+) -> TaskDefinition:
+    """A checked TaskDefinition; ValueError or TypeError names the setting that is not valid."""
+    return TaskDefinition(
+        name=name,
+        function=function,
+        queue=check_name(queue, "queue"),
+        priority=check_priority(priority),
+        max_attempts=check_attempts(max_attempts),
+        timeout_ms=check_timeout(timeout),
+        retry=_backoff(backoff_base, backoff_factor, backoff_max),
+        retry_on=None if retry_on is None else _exceptions(retry_on, "retry_on"),
+        no_retry_on=_exceptions(no_retry_on, "no_retry_on"),
+        pool=check_pool(pool),
+    )
+
+
+def _backoff(base: Duration | None, factor: float | None, longest: Duration | None) -> tuple[int, float, int] | None:
+    """None when nothing was said: the broker's default then."""
+    if base is None and factor is None and longest is None:
+        return None
+    base_ms, default_factor, longest_ms = DEFAULT_RETRY
+    return check_retry(
+        (
+            base_ms / 1000 if base is None else base,
+            default_factor if factor is None else factor,
+            longest_ms / 1000 if longest is None else longest,
+        )
+    )
+
+
+def _exceptions(value: Exceptions, what: str) -> tuple[type[BaseException], ...]:
+    found = value if isinstance(value, tuple) else (value,)
+    for each in found:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise TypeError(f"{what}: {each!r} is not an exception class")
+    return found
+
+
+def _options(definition: TaskDefinition) -> Options:
+    return Options(
+        queue=definition.queue,
+        priority=definition.priority,
+        max_attempts=definition.max_attempts,
+        timeout_ms=definition.timeout_ms,
+        retry=definition.retry,
+    )

@@ -1,0 +1,444 @@
+"""Enqueue tasks and follow them: `AsyncClient` for code on an event loop, `Client` for the rest.
+
+    async with AsyncClient("localhost:7000") as client:
+        handle = await client.enqueue("send_email", {"to": "user@example.com"}, queue="email", delay="5m")
+        await handle.result(timeout=600)
+
+Rules:
+- A client makes the ids itself, so everything may be sent again after a broken connection without making a second task.
+- Enqueues of one turn of the loop leave in one frame per queue (at most 1,000 tasks or 1 MiB); at most 256 frames are in flight, the rest waits.
+- Every call has a deadline and never hangs: BrokerUnavailable.  Whether an enqueue that ended so was applied is unknown.
+- A payload is a dict (arguments by name), a list or tuple (by position), bytes (raw, the only argument), or one other value.
+
+It knows neither functions nor signatures; `app.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import Any, TypeVar, Unpack
+
+import attrs
+
+from taskq import ids
+from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
+from taskq.connection import Address, Channel, address_from_environment, hello
+from taskq.core import messages as m
+from taskq.durations import Duration, seconds
+from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
+from taskq.handle import EnqueueError, TaskHandle, TaskInfo
+from taskq.options import DEFAULTS, EnqueueOptions, Options, check_id
+from taskq.protocol.link import CLOSED, Answered, Closed, Event, Ready, Refused
+from taskq.worker.registry import check_name
+
+T = TypeVar("T")
+
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
+PAYLOAD_BYTES_MAX = 1 << 20
+BULK_FRAMES_MAX = 16
+WAIT_S_MAX = 60.0
+WAIT_GRACE_S = 2.0
+DEADLINE_S = 10.0
+CANCEL_WORDS = {m.CANCEL_DONE: "cancelled", m.CANCEL_REQUESTED: "requested", m.CANCEL_ALREADY_FINAL: "already_final"}
+
+
+def raw_id(task: Any) -> bytes:
+    """The 16 bytes behind a handle or an id."""
+    return task.raw if isinstance(task, TaskHandle) else check_id(task)
+
+
+class AsyncClient:
+    """A connection to the broker for code on one event loop; it connects at the first use and again whenever the connection breaks.
+
+    `url`: `host:port` or `taskq://host:port`, default `TASKQ_URL`, else localhost:7000.  `deadline`: how long a call tries, unless it says."""
+
+    def __init__(self, url: str | None = None, *, deadline: Duration = DEADLINE_S, name: str = "", rng: random.Random | None = None) -> None:
+        self.address = address_from_environment() if url is None else Address.parse(url)
+        self.deadline_s = seconds(deadline, "deadline")
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._name = name
+        self._rng = rng or random.Random()
+        self._channel: Channel | None = None
+        self._greeted: asyncio.Future[None] | None = None
+        self._welcomed = False
+        self._offset_ms = 0
+        self._payload_bytes_max = PAYLOAD_BYTES_MAX
+        self._batches: dict[tuple[str, float], Batch] = {}
+        self._slot_of = lru_cache(maxsize=1_024)(ids.slot_of_queue)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls that are not answered yet raise BrokerUnavailable.  Another call connects again."""
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            batch.refuse(BrokerUnavailable("the client was closed before the task was sent"))
+        channel, self._channel = self._channel, None
+        self._tell_waiting(BrokerUnavailable("the client was closed before the broker greeted"))
+        self._welcomed = False
+        if channel is not None:
+            await channel.stop()
+
+    # ---- enqueue
+
+    async def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
+        """Enqueue one task; returns when it is as durable as its queue asks.  Raises the typed refusal, TypeError, ValueError, BrokerUnavailable."""
+        check_name(task_type, "task_type")
+        return await self.submit(task_type, encode_payload(payload, task_type), DEFAULTS.but(options))
+
+    async def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
+        """Enqueue one task for each payload, in order.  Bad arguments are refused before anything is sent.  If the broker refuses some of the
+        tasks the others stay enqueued, and EnqueueError tells which; if it cannot be reached for any of them, BrokerUnavailable."""
+        check_name(task_type, "task_type")
+        return await self.submit_many(task_type, [encode_payload(payload, task_type) for payload in payloads], DEFAULTS.but(options))
+
+    async def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
+        """`enqueue` for an encoded payload and checked options."""
+        deadline_s = self.deadline_s if options.deadline_s is None else options.deadline_s
+        channel = self._open()
+        if not self._welcomed:
+            deadline_s = await self._greet(deadline_s)
+        size = len(item[0])
+        if size > self._payload_bytes_max:
+            raise self._too_large(task_type, size)
+        key = options.queue, deadline_s
+        batch = self._batches.get(key)
+        if batch is None:
+            batch = self._batches[key] = Batch(options.queue, deadline_s)
+            if len(self._batches) == 1:
+                channel.loop.call_soon(self._flush)
+        future: asyncio.Future[TaskHandle[Any]] = channel.loop.create_future()
+        batch.items.append(item)
+        batch.task_types.append(task_type)
+        batch.options.append(options)
+        batch.futures.append(future)
+        batch.size_bytes += size
+        if batch.full:
+            self._send(self._batches.pop(key))
+        return await future
+
+    async def submit_many(self, task_type: str, items: Sequence[Encoded], options: Options) -> list[TaskHandle[Any]]:
+        """`enqueue_many` for encoded payloads and checked options."""
+        if options.key is not None or options.id is not None:
+            raise TypeError("key and id name one task; use enqueue for each")
+        deadline_s = self.deadline_s if options.deadline_s is None else options.deadline_s
+        self._open()
+        if not self._welcomed and items:
+            deadline_s = await self._greet(deadline_s)
+        largest = max((len(item[0]) for item in items), default=0)
+        if largest > self._payload_bytes_max:
+            raise self._too_large(task_type, largest)
+        return _handles_or_error(await self._send_many(task_type, items, options, deadline_s))
+
+    async def _send_many(self, task_type: str, items: Sequence[Encoded], options: Options, deadline_s: float) -> list[TaskHandle[Any] | TaskqError]:
+        """A few frames ahead of the answers, so that neither side waits for the other and neither holds everything."""
+        waiting: deque[tuple[int, asyncio.Future[m.Enqueued]]] = deque()
+        found: list[TaskHandle[Any] | TaskqError] = []
+        for part in frames(items):
+            if len(waiting) >= BULK_FRAMES_MAX:
+                found += await self._outcomes(*waiting.popleft())
+            channel = self._open()
+            future: asyncio.Future[m.Enqueued] = channel.loop.create_future()
+            channel.request(self._message(options.queue, part, [task_type], [options]), future, deadline_s)
+            waiting.append((len(part), future))
+            await asyncio.sleep(0)
+        while waiting:
+            found += await self._outcomes(*waiting.popleft())
+        return found
+
+    async def _outcomes(self, tasks: int, future: asyncio.Future[m.Enqueued]) -> list[TaskHandle[Any] | TaskqError]:
+        try:
+            return self._settled(await future)
+        except TaskqError as error:
+            return [error] * tasks
+
+    def _flush(self) -> None:
+        """The turn is over: everything that was enqueued in it leaves."""
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            self._send(batch)
+
+    def _send(self, batch: Batch) -> None:
+        try:
+            self._open().request(self._message(batch.queue, batch.items, batch.task_types, batch.options), batch, batch.deadline_s)
+        except TaskqError as error:
+            batch.refuse(error)
+
+    def _message(self, queue: str, items: Sequence[Encoded], task_types: list[str], options: list[Options]) -> m.Enqueue:
+        broker_ms = time.time_ns() // 1_000_000 + self._offset_ms
+        return enqueue_message(queue, items, task_types, options, partial(ids.make_id, broker_ms, self._slot_of(queue), self._rng))
+
+    def _too_large(self, task_type: str, size: int) -> PayloadTooLarge:
+        limit = self._payload_bytes_max
+        return PayloadTooLarge(f"the payload of {task_type} has {size:,} bytes, the limit is {limit:,}; store it elsewhere and enqueue a reference")
+
+    # ---- follow
+
+    async def get(self, task: Any) -> TaskInfo:
+        """What the broker knows about a task, given as id or handle.  Raises NotFound."""
+        return TaskInfo.of(await self._call(m.Get(raw_id(task))))
+
+    async def wait(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
+        """The task when it has reached a final state, told by the broker.  Raises ResultTimeout, NotFound, BrokerUnavailable."""
+        raw = raw_id(task)
+        until = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
+        while True:
+            wait_s = WAIT_S_MAX if until is None else min(WAIT_S_MAX, max(0.0, until - time.monotonic()))
+            info = TaskInfo.of(await self._call(m.Get(raw, round(wait_s * 1000)), wait_s + WAIT_GRACE_S))
+            if info.is_final:
+                return info
+            if until is not None and time.monotonic() >= until:
+                raise ResultTimeout(f"task {info.id} ({info.task_type}) is still {info.state} after {timeout} s; it goes on")
+
+    async def result(self, task: Any, timeout: Duration | None = None) -> Any:
+        """The return value of a task.  Raises TaskFailed, TaskCancelled and what `wait` raises."""
+        return (await self.wait(task, timeout)).outcome()
+
+    async def cancel(self, task: Any) -> str:
+        """`cancelled`, `requested` (it runs and was asked to stop) or `already_final`.  Raises NotFound."""
+        answer: m.Cancelled = await self._call(m.Cancel(raw_id(task)))
+        outcome = answer.outcomes[0]
+        if outcome == m.CANCEL_NOT_FOUND:
+            raise NotFound()
+        return CANCEL_WORDS[outcome]
+
+    async def queues(self) -> list[dict[str, Any]]:
+        return await self._inspect("queues")
+
+    async def workers(self) -> list[dict[str, Any]]:
+        return await self._inspect("workers")
+
+    async def _inspect(self, what: str) -> list[dict[str, Any]]:
+        answer: m.Inspected = await self._call(m.Inspect(what))
+        return answer.rows
+
+    # ---- other loops and threads
+
+    async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on this client's loop, wait on the caller's."""
+        if self.loop is None or self.loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._alive(work)))
+
+    def blocking(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on this client's loop, block the caller's thread."""
+        loop = self._alive(work)
+        if _running_loop() is loop:
+            work.close()
+            raise RuntimeError("a call that ends in _sync would block the event loop that has to answer it; await the async one instead")
+        return _wait(asyncio.run_coroutine_threadsafe(work, loop))
+
+    def _alive(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
+        if self.loop is None or self.loop.is_closed() or not self.loop.is_running():
+            work.close()
+            raise RuntimeError("the event loop of this handle's client does not run any more; ask by id with another client")
+        return self.loop
+
+    # ---- the connection
+
+    def _open(self) -> Channel:
+        channel = self._channel
+        if channel is None:
+            return self._start()
+        return channel
+
+    def _start(self) -> Channel:
+        loop = asyncio.get_running_loop()
+        if self.loop is not loop and self.loop is not None and not self.loop.is_closed():
+            raise RuntimeError("this AsyncClient belongs to another event loop; make one for each loop, or use Client")
+        self.loop = loop
+        self._greeted = loop.create_future()
+        self._channel = Channel(self.address, hello("producer", self._name), self._on_event, self._rng)
+        self._channel.start()
+        return self._channel
+
+    async def _greet(self, deadline_s: float) -> float:
+        """Wait for the broker's first word, which tells its clock; the time that is left, coarse, so that waiting enqueues still share frames."""
+        assert self._greeted is not None
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await asyncio.shield(self._greeted)
+        except TimeoutError:
+            raise BrokerUnavailable(f"the broker could not be reached within {deadline_s:g} s: {self._why_not()}") from None
+        return max(0.1, round(deadline_s - (time.monotonic() - began), 1))
+
+    def _why_not(self) -> str:
+        link = self._open().link
+        return link.reason if link.state is CLOSED else f"{self.address}: connected, but nothing there answers the greeting"
+
+    async def _call(self, message: Any, timeout_s: float | None = None) -> Any:
+        return await self._open().call(message, self.deadline_s if timeout_s is None else timeout_s)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Answered(batch, message):
+                self._answered(batch, message)
+            case Refused(batch, error):
+                batch.refuse(error)
+            case Ready(welcome):
+                self._on_ready(welcome)
+            case Closed(error, True) if not error.retryable:
+                self._turned_away(error)
+
+    def _answered(self, batch: Batch, message: m.Enqueued) -> None:
+        for future, outcome in zip(batch.futures, self._settled(message), strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, TaskHandle):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+    def _settled(self, message: m.Enqueued) -> list[TaskHandle[Any] | TaskqError]:
+        durability = m.DURABILITY[message.durability]
+        found: list[TaskHandle[Any] | TaskqError] = [
+            TaskHandle(self, raw, outcome == m.CREATED, durability)
+            for raw, outcome in zip(ids.split(message.ids, ids.ID_BYTES), message.outcomes, strict=True)
+        ]
+        for index, code, text, field in message.errors:
+            found[index] = from_wire(code, text, field)
+        return found
+
+    def _on_ready(self, welcome: m.Welcome) -> None:
+        self._offset_ms = welcome.now_ms - time.time_ns() // 1_000_000
+        self._payload_bytes_max = int(welcome.limits.get("payload_bytes_max", PAYLOAD_BYTES_MAX))
+        self._welcomed = True
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_result(None)
+
+    def _turned_away(self, error: TaskqError) -> None:
+        """The broker will not have us: whoever waits for the first greeting is told, later calls try again."""
+        self._tell_waiting(error)
+        if self._greeted is not None and self._greeted.done() and not self._welcomed:
+            self._greeted = asyncio.get_running_loop().create_future()
+
+    def _tell_waiting(self, error: TaskqError) -> None:
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(error)
+            self._greeted.exception()  # it is no bug when nobody waits
+
+
+def _handles_or_error(found: list[TaskHandle[Any] | TaskqError]) -> list[TaskHandle[Any]]:
+    errors = {index: each for index, each in enumerate(found) if isinstance(each, TaskqError)}
+    if not errors:
+        return [each for each in found if isinstance(each, TaskHandle)]
+    first = next(iter(errors.values()))
+    if len(errors) == len(found) and all(type(error) is type(first) for error in errors.values()):
+        raise first
+    raise EnqueueError([each if isinstance(each, TaskHandle) else None for each in found], errors)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _wait(future: concurrent.futures.Future[T]) -> T:
+    """The result of a future of another thread; an interrupted wait gives the work up."""
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@attrs.frozen(eq=False)
+class _Background:
+    """An AsyncClient on a loop in a thread of its own, which belongs to one process: a fork does not take the thread along."""
+
+    pid: int
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+    client: AsyncClient
+
+    @classmethod
+    def begin(cls, client: AsyncClient) -> _Background:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="taskq client", daemon=True)
+        thread.start()
+        return cls(os.getpid(), loop, thread, client)
+
+    def end(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.client.close(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+class Client:
+    """The same as AsyncClient for code without an event loop: each call blocks until it is answered or its deadline has passed.
+
+    May be used from several threads, whose enqueues share frames, and after a fork.  Handles are followed with their `_sync` methods, or with
+    `client.result(handle)`."""
+
+    def __init__(self, url: str | None = None, *, deadline: Duration = DEADLINE_S, name: str = "") -> None:
+        self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, deadline=deadline, name=name)
+        self._lock = threading.Lock()
+        self._background: _Background | None = None
+        self.address = self._make().address
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and end the thread.  Another call connects again."""
+        with self._lock:
+            background, self._background = self._background, None
+        if background is not None and background.pid == os.getpid():
+            background.end()
+
+    def run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine of the AsyncClient in the background and wait for it."""
+        background = self._background
+        if background is None or background.pid != os.getpid():
+            background = self._begin()
+        return _wait(asyncio.run_coroutine_threadsafe(work(background.client), background.loop))
+
+    def _begin(self) -> _Background:
+        with self._lock:
+            if self._background is None or self._background.pid != os.getpid():
+                self._background = _Background.begin(self._make())
+            return self._background
+
+    def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
+        return self.run(lambda client: client.enqueue(task_type, payload, **options))
+
+    def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
+        return self.run(lambda client: client.enqueue_many(task_type, payloads, **options))
+
+    def get(self, task: Any) -> TaskInfo:
+        return self.run(lambda client: client.get(task))
+
+    def wait(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
+        return self.run(lambda client: client.wait(task, timeout))
+
+    def result(self, task: Any, timeout: Duration | None = None) -> Any:
+        return self.run(lambda client: client.result(task, timeout))
+
+    def cancel(self, task: Any) -> str:
+        return self.run(lambda client: client.cancel(task))
+
+    def queues(self) -> list[dict[str, Any]]:
+        return self.run(lambda client: client.queues())
+
+    def workers(self) -> list[dict[str, Any]]:
+        return self.run(lambda client: client.workers())

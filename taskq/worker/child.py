@@ -1,0 +1,94 @@
+"""The child process that runs CPU-bound tasks, one at a time, and the frames on its pipe.  `python -m taskq.worker.child '{"app": …, …}'`.
+
+A frame is a length (u32, big endian) and a msgpack array.  The child says READY after it has imported the app (or BROKEN with the error), then
+answers every job with one frame.  It ends when the pipe is closed or its parent dies; SIGTERM and SIGINT are the parent's business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+from contextvars import copy_context
+from typing import Any
+
+import attrs
+import msgpack
+
+from taskq.worker.context import CURRENT
+from taskq.worker.job import Handback, Job, Outcome
+from taskq.worker.loading import load_app
+from taskq.worker.parent import die_with_parent, leave_to_parent
+from taskq.worker.registry import TaskDefinition, Verdict
+from taskq.worker.threads import call
+
+READY, BROKEN, RESULT, FAILED, HANDED_BACK = range(5)
+LENGTH = struct.Struct(">I")
+
+
+@attrs.frozen
+class ChildStart:
+    """What a child is told on its command line."""
+
+    app: str
+    fd: int
+    parent_pid: int
+
+
+def pack_job(job: Job) -> bytes:
+    return pack([job.id, job.token, job.queue, job.task_type, job.encoding, job.attempt, job.timeout_ms, bytes(job.payload), job.deadline_s])
+
+
+def pack_outcome(outcome: Outcome) -> bytes:
+    if isinstance(outcome, bytes):
+        return pack([RESULT, outcome])
+    if isinstance(outcome, Handback):
+        return pack([HANDED_BACK, outcome.delay_ms])
+    return pack([FAILED, *outcome])
+
+
+def unpack_outcome(fields: list[Any]) -> Outcome:
+    kind, *rest = fields
+    if kind == RESULT:
+        return bytes(rest[0])
+    return Handback(rest[0]) if kind == HANDED_BACK else Verdict(*rest)
+
+
+def pack(fields: list[Any]) -> bytes:
+    body: bytes = msgpack.packb(fields)
+    return LENGTH.pack(len(body)) + body
+
+
+def main() -> None:
+    start = ChildStart(**json.loads(sys.argv[1]))
+    leave_to_parent(signal.SIGTERM, signal.SIGINT)
+    die_with_parent(start.parent_pid)
+    pipe = socket.socket(fileno=start.fd)
+    os.set_inheritable(start.fd, False)
+    try:
+        tasks = load_app(start.app).tasks
+    except BaseException:
+        pipe.sendall(pack([BROKEN, traceback.format_exc()]))
+        return
+    pipe.sendall(pack([READY]))
+    with pipe.makefile("rb") as stream:
+        while head := stream.read(LENGTH.size):
+            fields = msgpack.unpackb(stream.read(*LENGTH.unpack(head)))
+            pipe.sendall(pack_outcome(_run(tasks, fields)))
+
+
+def _run(tasks: dict[str, TaskDefinition], fields: list[Any]) -> Outcome:
+    task_id, token, queue, task_type, encoding, attempt, timeout_ms, payload, deadline_s = fields
+    job = Job(task_id, token, queue, tasks[task_type], payload, encoding, attempt, timeout_ms, "process")
+    job.deadline_s = deadline_s
+    context = copy_context()
+    context.run(CURRENT.set, job)
+    return context.run(call, job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""One delivered task on its way through the worker: what was delivered, how it runs, how it ended.
+
+An *outcome* is the bytes of a result, a Verdict (the attempt failed) or a Handback.  An *ending* says that the worker, not the function,
+ended the attempt, and decides what is reported then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+
+from taskq.control import Snooze
+from taskq.core.messages import DISCARD, Payload
+from taskq.worker.registry import TaskDefinition, Verdict
+
+# endings
+NONE, TIMED_OUT, CANCELLED, LOST, DRAINED = range(5)
+# msgpack's null
+NULL = b"\xc0"
+
+
+@attrs.frozen
+class Handback:
+    """Give the task back, uncharged: at once, or to be run again after `delay_ms`."""
+
+    delay_ms: int = 0
+
+
+Outcome: TypeAlias = bytes | Verdict | Handback
+HANDBACK = Handback()
+
+
+@attrs.define(eq=False)
+class Job:
+    """`stop` ends the attempt while it runs, as far as its pool can; `started_s` and `deadline_s` are monotonic seconds, 0: not started, none."""
+
+    id: bytes
+    token: bytes
+    queue: str
+    definition: TaskDefinition
+    payload: Payload
+    encoding: int
+    attempt: int
+    timeout_ms: int
+    pool: str
+    started_s: float = 0.0
+    deadline_s: float = 0.0
+    ending: int = NONE
+    over: bool = False
+    stop: Callable[[], None] | None = None
+
+    @property
+    def task_type(self) -> str:
+        return self.definition.name
+
+    @property
+    def label(self) -> str:
+        """The task in a log line."""
+        return f"task {self.id.hex()} ({self.definition.name}, attempt {self.attempt})"
+
+    def begin(self, now_s: float) -> None:
+        self.started_s = now_s
+        if self.timeout_ms:
+            self.deadline_s = now_s + self.timeout_ms / 1000
+
+
+def succeeded(definition: TaskDefinition, value: Any) -> Outcome:
+    """The outcome of a call that returned; a result that cannot be sent will be none the next time either."""
+    if value is None:
+        return NULL
+    try:
+        return definition.result(value)
+    except TypeError as error:
+        return Verdict(DISCARD, 0, "TypeError", str(error))
+
+
+def raised(definition: TaskDefinition, error: BaseException) -> Outcome:
+    """The outcome of a call that raised."""
+    if isinstance(error, Snooze):
+        return Handback(max(1, error.delay_ms))
+    return definition.disposition(error)
+
+
+def timed_out(job: Job) -> Outcome:
+    return job.definition.disposition(TimeoutError(f"the attempt ran longer than its timeout of {job.timeout_ms / 1000:g} s"))
+
+
+def settle(job: Job, outcome: Outcome) -> Outcome | None:
+    """What to report, in view of how the attempt was ended; None: nothing, the lease is lost.  A result counts even if it came after a cancel."""
+    if job.ending == NONE:
+        return outcome
+    if job.ending == TIMED_OUT:
+        return timed_out(job)
+    if job.ending == LOST:
+        return None
+    return outcome if isinstance(outcome, bytes) else HANDBACK

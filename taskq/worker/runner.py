@@ -1,0 +1,327 @@
+"""The runner: a worker session and what it runs.  `launch.py` makes it a process of its own, tests run it on their loop.
+
+    Channel ─ Deliver ─► page.received ─► Workbench ─► Reports ─ one Ack / Fail / Release a turn ─► Channel
+
+Rules:
+- The shared counter of deliveries is advanced before any of them is started.
+- A report stays with the Link until it is answered, through broken connections and restarts of the broker.
+- Stopping: take nothing, hand back what waits, finish within the drain time, hand back the rest, say Bye, exit 0.  A second request: at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from taskq import ids
+from taskq.connection import Address, Channel, hello
+from taskq.core import messages as m
+from taskq.core.records import column
+from taskq.errors import BrokerUnavailable, TaskqError, VersionUnsupported
+from taskq.protocol.link import CLOSED, READY, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
+from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
+from taskq.worker.loading import AppLike
+from taskq.worker.page import Page
+from taskq.worker.registry import TaskDefinition, Verdict
+from taskq.worker.reports import Reports, split_ack
+from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, WorkerConfig
+from taskq.worker.stall import Question, StallGuard
+from taskq.worker.workbench import Workbench
+
+log = logging.getLogger("taskq.worker")
+
+PULSE_S = 1.0
+CANCEL_S = 2.0
+REPORT_S = 5.0
+UNKNOWN_TYPE_DELAY_MS = 1_000
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+class Runner:
+    """One worker session.  `notify` tells the keeper; the page is shared with it."""
+
+    def __init__(self, config: WorkerConfig, app: AppLike, page: Page, notify: Notify) -> None:
+        self._config = config
+        self._page = page
+        self._notify = notify
+        self._tasks = app.tasks
+        self._queues = list(config.queues) or sorted({task.queue for task in app.tasks.values()})
+        default = None if config.pool == "auto" else config.pool
+        self._pools: dict[str, str] = {name: task.pool_for(default) for name, task in app.tasks.items()}  # type: ignore[arg-type]
+        self._concurrency = config.concurrency
+        if set(self._pools.values()) == {"process"}:
+            self._concurrency = min(config.concurrency, os.cpu_count() or 1)  # more would wait here for a child while other workers are idle
+        self._reports = Reports()
+        self._flushing = False
+        self._taking = False
+        self._level = 0
+        self._code = 0
+        self._away_reason = ""
+        self._changed = asyncio.Event()
+        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed)
+        self._channel = Channel(Address.parse(config.connect), hello("worker", config.name), self._on_event)
+        self._guard = StallGuard(self._channel, self._bench.put)
+        self._events: dict[type, Callable[[Any], None]] = {
+            Ready: self._ready,
+            Pushed: self._pushed,
+            Answered: self._answered,
+            Refused: self._refused,
+            Closed: self._closed,
+            Stale: self._ignore,
+        }
+        self._pushes: dict[type, Callable[[Any], None]] = {
+            m.Deliver: self._deliver,
+            m.Revoke: self._revoke,
+            m.Beat: self._beat,
+            m.Goaway: self._goaway,
+        }
+
+    # ---- life
+
+    async def run(self) -> int:
+        """Work until told to stop; the exit code."""
+        self._page.clear()
+        if not self._tasks:
+            log.warning("the worker has no task types and takes nothing; name your tasks with --app module")
+        self._channel.start()
+        pulse = asyncio.get_running_loop().create_task(self._beat_pulse())
+        await self._until(lambda: self._level > 0, None)
+        await self._drain()
+        pulse.cancel()
+        await self._channel.stop()
+        await self._bench.close()
+        log.info("stopped")
+        return self._code
+
+    def stop(self, level: int) -> None:
+        """1: drain, 2: at once."""
+        if level > self._level:
+            self._level = level
+            self._changed.set()
+
+    def signalled(self) -> None:
+        """SIGTERM: the first drains, the second stops at once."""
+        self.stop(self._level + 1)
+
+    def _failed(self, error: BaseException) -> None:
+        """A bug of the worker itself: nothing can be trusted, the keeper starts a new runner."""
+        log.critical("bug in the worker, the runner ends", exc_info=error)
+        self._code = EXIT_BUG
+        self.stop(2)
+
+    def _fatal(self, text: str) -> None:
+        """No restart would help."""
+        log.error("%s", text)
+        self._notify({"fatal": text})
+        self._code = EXIT_FATAL
+        self.stop(2)
+
+    async def _drain(self) -> None:
+        log.info("stopping: %d tasks have up to %g s to finish", len(self._bench), self._config.drain_s)
+        self._taking = False
+        self._subscribe(m.Consume([], [], 0))
+        end_s = monotonic() + self._config.drain_s
+        self._bench.hand_back_waiting()
+        self._hand_back(self._guard.give_up())
+        await self._until(lambda: self._bench.idle or self._level > 1, end_s)
+        if not self._bench.idle:
+            self._bench.hand_back_all()
+            await self._until(lambda: self._bench.idle, monotonic() + CANCEL_S)
+        self._flush()
+        if self._code != EXIT_BUG:
+            await self._until(lambda: self._link.idle, max(monotonic() + REPORT_S, end_s) if self._level < 2 else monotonic() + REPORT_S)
+
+    async def _until(self, condition: Callable[[], bool], end_s: float | None) -> None:
+        """Wait for the condition, which is looked at whenever something has changed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if end_s is None else max(0.0, end_s - monotonic())):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    @property
+    def _link(self) -> Link:
+        return self._channel.link
+
+    # ---- events of the channel
+
+    def _on_event(self, event: Event) -> None:
+        try:
+            self._events[type(event)](event)
+        except Exception as error:
+            self._failed(error)
+        self._changed.set()
+
+    def _ready(self, event: Ready) -> None:
+        link = self._link
+        self._page.received = link.received
+        self._notify({"session": link.session.hex(), "secret": link.secret.hex(), "heartbeat_ms": event.welcome.heartbeat_ms})
+        limit = event.welcome.limits.get("payload_bytes_max")
+        if limit:
+            self._reports.payload_bytes_max = limit
+        log.info("%s session %s at %s", "resumed" if event.resumed else "new", link.session.hex()[:8], self._config.connect)
+        self._away_reason = ""
+        self._lost(event.lost)
+        for token in event.cancelled:
+            self._bench.end(token, CANCELLED)
+        self._guard.resumed()
+        if self._level == 0:
+            self._taking = True
+            self._subscribe(m.Consume(self._queues, sorted(self._tasks), self._concurrency))
+            self._give_credit()
+
+    def _subscribe(self, message: m.Consume) -> None:
+        self._channel.request(message, message)
+
+    def _pushed(self, event: Pushed) -> None:
+        self._pushes[type(event.message)](event.message)
+
+    def _answered(self, event: Answered) -> None:
+        if isinstance(event.owner, Question):
+            self._guard.answered(event.owner, event.message)
+        elif type(event.message) is m.Reported and any(event.message.outcomes):
+            told = zip(ids.split(event.owner.ids, ids.ID_BYTES), event.message.outcomes, strict=True)
+            for task_id in (task_id for task_id, outcome in told if outcome == m.REPORT_LEASE_LOST):
+                log.warning("task %s: its lease was lost before the report came; the report was dropped", task_id.hex())
+
+    def _refused(self, event: Refused) -> None:
+        owner = event.owner
+        if isinstance(owner, Question):
+            self._guard.refused(owner)
+        elif isinstance(event.error, BrokerUnavailable):
+            log.warning("the worker ends before the broker has answered a %s", type(owner).__name__)
+        elif isinstance(event.error, VersionUnsupported):
+            self._channel.request(owner, owner)
+        elif isinstance(owner, m.Ack) and len(owner.payloads) > 1:
+            for message in split_ack(owner):
+                self._channel.request(message, message)
+        elif isinstance(owner, m.Ack) and not event.error.retryable:
+            self._fail_instead(owner, event.error)
+        elif isinstance(owner, (m.Ack, m.Fail, m.Release)):
+            self._forget(owner, event.error)
+        else:
+            self._fatal(f"the broker refused the subscription to {', '.join(self._queues) or 'nothing'}: {event.error}")
+
+    def _fail_instead(self, message: m.Ack, error: TaskqError) -> None:
+        """The broker does not take this result: it would not the next time either."""
+        log.error("task %s: the broker refused its result: %s", message.ids.hex(), error)
+        failed = m.Fail(message.ids, message.tokens, [m.DISCARD], [0], [error.code], [f"the broker refused the result: {error}"])
+        self._channel.request(failed, failed)
+
+    def _forget(self, message: Any, error: TaskqError) -> None:
+        log.error("%s: the broker refused a report about %d tasks: %s", type(message).__name__, len(message.ids) // ids.ID_BYTES, error)
+        for token in ids.split(message.tokens, ids.TOKEN_BYTES):
+            self._link.held.pop(token, None)
+
+    def _closed(self, event: Closed) -> None:
+        log.warning("the broker ended the connection: %s", event.error)
+
+    def _ignore(self, event: Event) -> None:
+        """Stale: the channel drops the transport by itself."""
+
+    # ---- what the broker pushes
+
+    def _deliver(self, message: m.Deliver) -> None:
+        self._page.received = self._link.received
+        count = len(message.ids) // ids.ID_BYTES
+        columns = (message.task_types, message.encodings, message.attempts, message.timeouts_ms)
+        rows = zip(
+            ids.split(message.ids, ids.ID_BYTES),
+            ids.split(message.tokens, ids.TOKEN_BYTES),
+            message.payloads,
+            *(column(values, count) for values in columns),
+            strict=True,
+        )
+        get = self._tasks.get
+        jobs = [self._job(message.queue, get(row[3]), row) for row in rows]
+        known = [job for job in jobs if job.pool]
+        for job in jobs:
+            if not job.pool:
+                log.warning("%s: no such task type here; given back", job.label)
+                self._report(job, Handback(UNKNOWN_TYPE_DELAY_MS))
+        if self._level:
+            self._hand_back(known)
+        else:
+            self._guard.admit(known)
+
+    def _hand_back(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._report(job, HANDBACK)
+
+    def _job(self, queue: str, definition: TaskDefinition | None, row: tuple[Any, ...]) -> Job:
+        task_id, token, payload, task_type, encoding, attempt, timeout_ms = row
+        if definition is None:
+            return Job(task_id, token, queue, TaskDefinition(task_type, _nothing), payload, encoding, attempt, timeout_ms, "")
+        return Job(task_id, token, queue, definition, payload, encoding, attempt, timeout_ms or definition.timeout_ms, self._pools[task_type])
+
+    def _revoke(self, message: m.Revoke) -> None:
+        for token in ids.split(message.tokens, ids.TOKEN_BYTES):
+            self._bench.end(token, CANCELLED)
+
+    def _beat(self, message: m.Beat) -> None:
+        self._lost(ids.split(message.lost, ids.TOKEN_BYTES))
+        for token in ids.split(message.cancelled, ids.TOKEN_BYTES):
+            self._bench.end(token, CANCELLED)
+
+    def _goaway(self, message: m.Goaway) -> None:
+        """The broker stops: finish and report, and come back when the connection has ended."""
+        log.info("the broker is stopping: %s", message.reason)
+        self._taking = False
+
+    def _lost(self, tokens: list[bytes]) -> None:
+        if tokens:
+            log.warning("%d leases are lost; their runs are ended and not reported", len(tokens))
+        for token in tokens:
+            self._bench.end(token, LOST)
+
+    # ---- reports and credit
+
+    def _report(self, job: Job, outcome: Outcome) -> None:
+        if isinstance(outcome, Verdict):
+            log.warning("%s: failed with %s", job.label, outcome.error_type)
+        self._reports.add(job, outcome)
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        for message in self._reports.take():
+            self._channel.request(message, message)
+        self._give_credit()
+        self._changed.set()
+
+    def _give_credit(self) -> None:
+        """Told when it is a quarter more than before, or when the broker is about to run out of what it was allowed."""
+        link = self._link
+        if not self._taking or link.state is not READY:
+            return
+        room = max(0, self._bench.room - len(self._guard))
+        gain, outstanding = link.received + room - link.allowed, link.allowed - link.received
+        if gain > 0 and (4 * gain >= self._bench.window or 2 * outstanding < room):
+            self._channel.credit(room)
+
+    # ---- time
+
+    async def _beat_pulse(self) -> None:
+        while True:
+            self._guard.check()
+            self._bench.relieve()
+            self._tell_absence()
+            await asyncio.sleep(PULSE_S)
+
+    def _tell_absence(self) -> None:
+        """One line each time the reason changes."""
+        if self._link.state is CLOSED and self._link.reason != self._away_reason:
+            self._away_reason = self._link.reason
+            log.warning("not connected, trying again: %s; %d tasks go on meanwhile", self._away_reason, len(self._bench))
+
+
+def _nothing() -> None:
+    """The function of a task type that is not known here."""

@@ -1,0 +1,51 @@
+"""The settings of a worker, made by the command line and handed from the keeper to the runner as JSON; and the constants of both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+import attrs
+
+# a result of this much measured work may wait in the worker beside what runs; more would sit here while another worker is idle
+PREFETCH_S = 0.05
+PREFETCH_MAX = 2_000
+# how long a task may hold the loop or the GIL beyond its timeout before the keeper kills the runner
+GRACE_S = 30.0
+# the keeper waits so long for a runner that was told to stop, beyond its drain time
+STOP_GRACE_S = 10.0
+RECONNECT_MAX_S = 5.0
+RESTART_MIN_S, RESTART_MAX_S, STEADY_S = 0.5, 30.0, 60.0
+# exit codes: what no restart can cure, like an app that cannot be imported (EX_CONFIG of sysexits.h); a bug of the worker (EX_SOFTWARE)
+EXIT_FATAL = 78
+EXIT_BUG = 70
+GC_THRESHOLDS = (50_000, 20, 50)
+
+
+@attrs.frozen
+class WorkerConfig:
+    """`app` is `module` or `module:attribute`.  No `queues`: those of the app's tasks.  `pool` is auto, async, thread or process: where sync
+    functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish."""
+
+    connect: str
+    app: str | None = None
+    queues: tuple[str, ...] = ()
+    concurrency: int = 100
+    pool: str = "auto"
+    drain_s: float = 25.0
+    reload: bool = False
+    name: str = ""
+
+    def dump(self) -> str:
+        return json.dumps(attrs.asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> WorkerConfig:
+        fields = json.loads(text)
+        return cls(**{**fields, "queues": tuple(fields["queues"])})
+
+
+def log_to_stderr() -> None:
+    """One line an event; what tasks carry is never in it."""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}] %(message)s")

@@ -1,0 +1,98 @@
+"""Threads for sync functions: a small pool whose slots can be replaced, since a thread cannot be killed.
+
+Jobs go in through a queue; what ended comes back to the loop in batches, one wake-up for all that ended meanwhile.  A job that is given up
+(timeout, drain) frees its slot at once; its thread ends by itself whenever the function returns, and its result is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+
+from taskq.worker.context import CURRENT
+from taskq.worker.job import Job, Outcome, raised, succeeded
+
+Finished = Callable[[Job, Outcome], None]
+
+
+class ThreadPool:
+    """As many threads as jobs were ever running at once, less those that were given up.  All methods but `_work` run on the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, finished: Finished) -> None:
+        self._loop = loop
+        self._finished = finished
+        self._context = copy_context()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._ended: deque[tuple[Job, Outcome]] = deque()
+        self._lock = threading.Lock()
+        self._signalled = False
+        self._threads = 0
+        self._busy = 0
+        self._number = 0
+
+    def start(self, job: Job) -> None:
+        self._busy += 1
+        if self._busy > self._threads:
+            self._threads += 1
+            self._number += 1
+            threading.Thread(target=self._work, name=f"taskq-task-{self._number}", daemon=True).start()
+        self._jobs.put(job)
+
+    def give_up(self, job: Job) -> bool:
+        """Count the job's slot as free although its thread goes on; False if the function has returned meanwhile and its outcome is on the way."""
+        with self._lock:
+            if job.over:
+                return False
+            job.over = True
+        self._threads -= 1
+        self._busy -= 1
+        return True
+
+    def close(self) -> None:
+        """End the threads that are idle; the others are daemons."""
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            outcome = self._context.copy().run(call, job)
+            with self._lock:
+                given_up = job.over
+                job.over = True
+            if given_up:
+                return
+            self._ended.append((job, outcome))
+            if not self._signalled:
+                self._signalled = True
+                if not self._wake_loop():
+                    return
+
+    def _wake_loop(self) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(self._collect)
+        except RuntimeError:
+            return False  # the loop is closed: the process is ending
+        return True
+
+    def _collect(self) -> None:
+        self._signalled = False
+        while self._ended:
+            job, outcome = self._ended.popleft()
+            self._busy -= 1
+            self._finished(job, outcome)
+
+
+def call(job: Job) -> Outcome:
+    """Run a sync function, in the caller's thread and context."""
+    CURRENT.set(job)
+    definition = job.definition
+    try:
+        args, kwargs = definition.arguments(job.payload, job.encoding)
+        value = definition.function(*args, **kwargs)
+    except BaseException as error:
+        return raised(definition, error)
+    return succeeded(definition, value)

@@ -1,0 +1,292 @@
+"""Where delivered tasks wait and run: one FIFO, a bound on how many run at once, and the three pools behind it.
+
+    put([Job]) ─► waiting ─► carrier ─┬─ async: first step at once, the rest as the carrier's own Task (see steps.py)
+                                      ├─ thread ─► ThreadPool
+                                      └─ process ─► ProcessPool        every end ─► report(job, outcome)
+
+Rules: a job is reported once, or never when its lease is lost.  A carrier gives the loop back after TURN_S.  Timeouts are kept by the loop; what
+keeps the loop or the GIL from running is the keeper's to end, told by the shared page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from functools import partial
+from sys import getrefcount
+from time import monotonic
+from typing import Any
+
+from taskq.worker.context import CURRENT
+from taskq.worker.job import DRAINED, HANDBACK, LOST, NONE, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
+from taskq.worker.page import STEP, THREADS, Page
+from taskq.worker.process import ProcessPool
+from taskq.worker.settings import GRACE_S, PREFETCH_MAX, PREFETCH_S
+from taskq.worker.steps import Rest
+from taskq.worker.threads import ThreadPool, call
+
+log = logging.getLogger("taskq.worker")
+
+TURN_S = 0.002
+# the share of the newest run in the measured work
+WEIGHT = 0.1
+# what waits for a slot longer than this is given back, so that another worker can have it
+PATIENCE_S = 1.0
+
+Report = Callable[[Job, Outcome], None]
+
+
+class Workbench:
+    """See the module.  `failed` is told of a bug in here, after which nothing can be trusted."""
+
+    def __init__(self, app: str, concurrency: int, page: Page, report: Report, failed: Callable[[BaseException], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._concurrency = concurrency
+        self._page = page
+        self._report = report
+        self._failed = failed
+        self._waiting: deque[Job] = deque()
+        self._running = 0
+        self._carrying = False
+        self._work_s = PREFETCH_S
+        self._started_s = monotonic()
+        self._jobs: dict[bytes, Job] = {}
+        self._timers: dict[Job, asyncio.TimerHandle] = {}
+        self._thread_limits_ns: dict[Job, int] = {}
+        self._threads = ThreadPool(self._loop, self._thread_over)
+        self._processes = ProcessPool(app, min(concurrency, os.cpu_count() or 1), self._begin_timed, self._over)
+        self._start: dict[str, Callable[[Job], None]] = {"thread": self._start_thread, "process": self._start_process}
+
+    # ---- the outside
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def idle(self) -> bool:
+        return not self._jobs
+
+    @property
+    def room(self) -> int:
+        """How many more tasks to take: free slots, and as many more as are done in PREFETCH_S by the measure of the recent ones."""
+        prefetch = min(PREFETCH_MAX, int(PREFETCH_S / max(self._work_s, 1e-6)))
+        return max(0, self._concurrency + prefetch - len(self._jobs))
+
+    @property
+    def window(self) -> int:
+        return self.room + len(self._jobs)
+
+    def put(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._jobs[job.token] = job
+            self._waiting.append(job)
+        self._wake()
+
+    def end(self, token: bytes, ending: int) -> None:
+        """End the attempt under this token as far as its pool can; it is reported when it is over, by `settle`.  Unknown tokens are over already."""
+        job = self._jobs.get(token)
+        if job is None or (job.ending and ending != LOST):
+            return
+        job.ending = ending
+        if not job.started_s and job.stop is None:
+            self._jobs.pop(token)
+            self._tell(job, HANDBACK)
+        elif job.stop is not None:
+            job.stop()
+
+    def hand_back_waiting(self) -> None:
+        """Give back what was not started."""
+        for job in list(self._waiting):
+            self.end(job.token, DRAINED)
+        self._waiting.clear()
+
+    def relieve(self) -> None:
+        """To be called now and then: when long tasks took all slots behind a measure of short ones, give back what was fetched ahead."""
+        if self._waiting and self._running >= self._concurrency and monotonic() - self._started_s > PATIENCE_S:
+            self._work_s = max(self._work_s, PATIENCE_S)
+            self.hand_back_waiting()
+
+    def hand_back_all(self) -> None:
+        """The drain time is over: end what still runs.  A thread is left alone and its task given back."""
+        self.hand_back_waiting()
+        for job in list(self._jobs.values()):
+            self.end(job.token, DRAINED)
+            if job.pool == "thread" and self._threads.give_up(job):
+                log.warning("%s: given back while its thread goes on until the process ends", job.label)
+                self._thread_over(job, HANDBACK)
+
+    async def close(self) -> None:
+        self._threads.close()
+        await self._processes.close()
+
+    # ---- starting
+
+    def _wake(self) -> None:
+        if not self._carrying and self._waiting and self._running < self._concurrency:
+            self._carrying = True
+            self._loop.create_task(self._carry()).add_done_callback(self._carried)
+
+    def _carried(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
+
+    async def _carry(self) -> None:
+        """Start one job after the other.  The first async one that has to wait keeps this Task, and the next carrier goes on."""
+        task: Any = asyncio.current_task()
+        references = getrefcount(task)
+        waiting, start = self._waiting, self._start
+        self._started_s = monotonic()
+        until = self._started_s + TURN_S
+        while waiting and self._running < self._concurrency:
+            job = waiting.popleft()
+            if job.ending:
+                continue
+            self._running += 1
+            if job.pool != "async":
+                start[job.pool](job)
+                continue
+            rest = self._first_step(job)
+            if rest is not None:
+                self._carrying = False
+                self._wake()
+                await self._remaining_steps(job, rest, task)
+                return
+            if task.cancelling() or getrefcount(task) != references or job.started_s > until:
+                break
+        self._carrying = False
+        self._wake()
+
+    def _first_step(self, job: Job) -> Rest | None:
+        """Run the job to its end if it does not wait; else what remains of it."""
+        definition = job.definition
+        started_s = monotonic()
+        job.begin(started_s)
+        CURRENT.set(job)
+        context = copy_context()
+        if job.timeout_ms:
+            self._enter_step(job)
+        coroutine: Any = None
+        try:
+            if not definition.is_async:
+                outcome = context.run(call, job)
+            else:
+                args, kwargs = definition.arguments(job.payload, job.encoding)
+                coroutine = definition.function(*args, **kwargs)
+                yielded = context.run(coroutine.send, None)
+                return Rest(coroutine, context, yielded, partial(self._enter_step, job), self._leave_step)
+        except StopIteration as stop:
+            outcome = succeeded(definition, stop.value)
+        except BaseException as error:
+            outcome = raised(definition, error)
+        finally:
+            if job.timeout_ms:
+                self._leave_step()
+        self._finish(job, outcome, monotonic() - started_s)
+        return None
+
+    async def _remaining_steps(self, job: Job, rest: Rest, task: asyncio.Task[None]) -> None:
+        """From here on the Task is the job's own: it can be cancelled, and takes no other job."""
+        job.stop = partial(_cancel, job, task)
+        if job.timeout_ms:
+            self._set_timer(job)
+        if job.ending:
+            job.stop()
+        try:
+            outcome = succeeded(job.definition, await rest)
+        except BaseException as error:
+            outcome = raised(job.definition, error)
+        if not job.over:
+            self._over(job, outcome)
+
+    def _enter_step(self, job: Job) -> None:
+        if job.deadline_s:
+            self._page.cells[STEP] = int((job.deadline_s + GRACE_S) * 1e9)
+
+    def _leave_step(self) -> None:
+        self._page.cells[STEP] = 0
+
+    def _start_thread(self, job: Job) -> None:
+        job.begin(monotonic())
+        job.stop = _cooperate
+        if job.timeout_ms:
+            self._set_timer(job)
+            self._thread_limits_ns[job] = int((job.deadline_s + GRACE_S) * 1e9)
+            self._page.cells[THREADS] = min(self._thread_limits_ns.values())
+        self._threads.start(job)
+
+    def _start_process(self, job: Job) -> None:
+        job.stop = partial(self._processes.stop, job)
+        self._processes.start(job)
+
+    def _begin_timed(self, job: Job) -> None:
+        """A child takes the job now."""
+        job.begin(monotonic())
+        if job.timeout_ms:
+            self._set_timer(job)
+
+    # ---- timeouts
+
+    def _set_timer(self, job: Job) -> None:
+        self._timers[job] = self._loop.call_later(max(0.0, job.deadline_s - monotonic()), self._time_out, job)
+
+    def _time_out(self, job: Job) -> None:
+        if job.ending:
+            return
+        job.ending = TIMED_OUT
+        if job.pool != "thread":
+            log.warning("%s: timed out after %g s", job.label, job.timeout_ms / 1000)
+            self._timers[job] = self._loop.call_later(GRACE_S, self._abandon, job)
+            assert job.stop is not None
+            job.stop()
+        elif self._threads.give_up(job):
+            text = "%s: timed out after %g s; its thread cannot be killed and goes on, a new one takes its place"
+            log.warning(text, job.label, job.timeout_ms / 1000)
+            self._thread_over(job, timed_out(job))
+        else:
+            job.ending = NONE  # the function has returned in time to be counted
+
+    def _abandon(self, job: Job) -> None:
+        """An async function swallows its cancellation: report the attempt as failed and let it go on unseen."""
+        if job.pool == "async" and not job.over:
+            log.error("%s: did not end within %g s of being cancelled; its slot is used again, its code goes on", job.label, GRACE_S)
+            self._over(job, timed_out(job))
+
+    # ---- ending
+
+    def _thread_over(self, job: Job, outcome: Outcome) -> None:
+        if self._thread_limits_ns.pop(job, 0):
+            self._page.cells[THREADS] = min(self._thread_limits_ns.values(), default=0)
+        self._over(job, outcome)
+
+    def _over(self, job: Job, outcome: Outcome) -> None:
+        job.over = True
+        timer = self._timers.pop(job, None)
+        if timer is not None:
+            timer.cancel()
+        self._finish(job, outcome, monotonic() - job.started_s if job.started_s else self._work_s)
+        self._wake()
+
+    def _finish(self, job: Job, outcome: Outcome, work_s: float) -> None:
+        self._running -= 1
+        self._work_s += WEIGHT * (work_s - self._work_s)
+        self._jobs.pop(job.token, None)
+        self._tell(job, outcome)
+
+    def _tell(self, job: Job, outcome: Outcome) -> None:
+        job.stop = None
+        settled = settle(job, outcome) if job.ending else outcome
+        if settled is not None:
+            self._report(job, settled)
+
+
+def _cancel(job: Job, task: asyncio.Task[None]) -> None:
+    task.cancel()
+
+
+def _cooperate() -> None:
+    """A thread looks at `current_task().cancelled` by itself."""

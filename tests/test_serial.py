@@ -1,0 +1,70 @@
+"""Values to bytes and back; what cannot be sent is named."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskq import serial
+from taskq.core.messages import BYTES, JSON, MSGPACK
+
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text() | st.integers(0, 99), inner, max_size=5))
+
+
+@given(VALUES)
+def test_what_is_sent_comes_back(value: Any) -> None:
+    assert serial.decode(serial.encode(value), MSGPACK) == value
+
+
+def test_each_encoding_is_read() -> None:
+    assert serial.decode(b'{"a":[1,null]}', JSON) == {"a": [1, None]}
+    assert serial.decode(memoryview(b"raw"), BYTES) == b"raw"
+    assert serial.decode(memoryview(serial.encode((1, "a"))), MSGPACK) == [1, "a"]
+
+
+def deep(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({1, 2}, "argument 'to' of send cannot be serialised: a value of type set"),
+        ({"cc": [1, object()]}, r"a value of type object at \['cc'\]\[1\]"),
+        (datetime.datetime(2024, 1, 1), "datetime.datetime"),
+        (2**64, "an int of more than 64 bits"),
+        ("\ud800", "not valid Unicode"),
+        ({(1, {2}.__class__): 1}, "a value of type type"),
+        (deep(2_000), "nested too deep"),
+    ],
+)
+def test_the_argument_that_cannot_be_sent_is_named(value: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        serial.encode_arguments({"ok": 1, "to": value}, "send")
+
+
+@given(st.binary(max_size=200), st.sampled_from([MSGPACK, JSON]))
+def test_foreign_bytes_give_a_value_or_a_value_error(data: bytes, encoding: int) -> None:
+    try:
+        serial.decode(data, encoding)
+    except ValueError as error:
+        assert "not valid" in str(error)
+
+
+@pytest.mark.parametrize("data", [b"\xc1", b"", b"\x93\x01", b"\x81\x90\x01", b"\x91" * 2_000, b"\x01\x02", b"\xa1\xff"])
+def test_broken_msgpack_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not valid msgpack"):
+        serial.decode(data, MSGPACK)
+
+
+def test_an_unknown_encoding_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="unknown encoding 9"):
+        serial.decode(b"", 9)
