@@ -1,0 +1,261 @@
+"""`taskq`: the commands for people, over the same TCP protocol and the same client as everybody.
+
+Exit codes: 0 done; 1 the task failed, or there is no such task; 2 the command line is wrong; 69 the broker cannot be reached.
+With `--json` the answer is one JSON value on stdout; errors are a line on stderr either way.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from taskq.cli.dev import dev
+from taskq.cli.flags import HELP
+from taskq.errors import BrokerUnavailable, StartError, TaskqError
+from taskq.version import VERSION
+
+if TYPE_CHECKING:
+    from taskq.client import Client
+    from taskq.handle import TaskInfo
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 69
+DEADLINE = "5s"
+
+
+@click.group(context_settings=HELP)
+@click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")
+@click.version_option(VERSION, prog_name="taskq")
+@click.pass_context
+def main(context: click.Context, url: str | None) -> None:
+    """Enqueue tasks and look at them, their queues and their workers."""
+    context.obj = url
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
+
+
+main.add_command(dev)
+
+
+def talks(command: F) -> F:
+    """The options of every command that talks to a broker."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+    return click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")(command)
+
+
+@contextmanager
+def connected(url: str | None) -> Iterator[Client]:
+    """A client; what goes wrong becomes a line on stderr and an exit code."""
+    from taskq.client import Client
+
+    context = click.get_current_context()
+    try:
+        with Client(url or context.obj, deadline=DEADLINE) as client:
+            yield client
+    except BrokerUnavailable as error:
+        _end(EXIT_UNAVAILABLE, error)
+    except StartError as error:
+        _end(EXIT_USAGE, error)
+    except TaskqError as error:
+        _end(EXIT_FAILED, error)
+    except (TypeError, ValueError) as error:
+        _end(EXIT_USAGE, error)
+
+
+def _end(code: int, error: Exception) -> None:
+    print(f"taskq: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+# ---- enqueue -----------------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("task_type", metavar="TYPE")
+@click.argument("arguments", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--payload", metavar="JSON", default=None, help="The whole payload, instead of KEY=VALUE.")
+@click.option("--queue", metavar="NAME", default=None, help="[default: default]")
+@click.option("--priority", metavar="0…9", default=None, help="0 first … 9 last, or critical, high, normal, low, bulk. [default: normal]")
+@click.option("--delay", metavar="DURATION", default=None, help="Not before this time has passed.")
+@click.option("--key", metavar="TEXT", default=None, help="Enqueue once: a second task of this key in the queue is not made.")
+@click.option("--max-attempts", metavar="N", type=int, default=None, help="[default: 10]")
+@click.option("--timeout", metavar="DURATION", default=None, help="The longest that one attempt may take. [default: none]")
+@click.option("--id", metavar="ID", default=None, help="An id of ours that is sent again.")
+@click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
+@talks
+def enqueue(
+    task_type: str, arguments: tuple[str, ...], payload: str | None, wait: bool, url: str | None, as_json: bool, **options: str | int | None
+) -> None:
+    """Enqueue a task.
+
+    Values that are JSON are read as JSON, others are text: taskq enqueue send_email to=user@example.com retries=3 tags='["a","b"]'
+    """
+    value = payload_of(arguments, payload)
+    given: Any = {name: _number(option) if name == "priority" else option for name, option in options.items() if option is not None}
+    with connected(url) as client:
+        handle = client.enqueue(task_type, value, **given)
+        info = client.wait(handle) if wait else None
+    if info is not None:
+        _tell_end(info, as_json)
+        return
+    fields = {"id": handle.id, "outcome": "created" if handle.created else "exists", "durability": handle.durability}
+    _print(fields, as_json, lambda: print(handle.id))
+
+
+def _number(text: Any) -> Any:
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+def payload_of(arguments: tuple[str, ...], payload: str | None) -> Any:
+    """The payload that a command line means; a usage error where it means none."""
+    if payload is not None:
+        if arguments:
+            raise click.UsageError("give KEY=VALUE or --payload, not both")
+        return _payload_json(payload)
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, separator, text = argument.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"{argument!r} is not KEY=VALUE; a payload of another form is given with --payload")
+        if name in found:
+            raise click.UsageError(f"{name} is given twice")
+        found[name] = value_of(text)
+    return found
+
+
+def _payload_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--payload is not JSON: {error}") from None
+
+
+def value_of(text: str) -> Any:
+    """JSON if it is JSON, else the text itself.  NaN and Infinity are no JSON."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        return text
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+# ---- look --------------------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("task_id", metavar="ID")
+@talks
+def task(task_id: str, url: str | None, as_json: bool) -> None:
+    """Show a task: its state, its attempts, its result, and why it does not run."""
+    with connected(url) as client:
+        info = client.get(task_id)
+    _print(everything(info), as_json, lambda: show_task(info))
+
+
+def _tell_end(info: TaskInfo, as_json: bool) -> None:
+    """The result of a finished task; exit 1 for one that did not complete."""
+    from taskq.cli.tables import jsonable
+
+    done = info.state == "completed"
+    if as_json or not done:
+        _print(everything(info), as_json, lambda: show_task(info))
+    else:
+        result = decoded(info, "result")
+        print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=jsonable))
+    if not done:
+        sys.exit(EXIT_FAILED)
+
+
+def everything(info: TaskInfo) -> dict[str, Any]:
+    return {**info.fields, "payload": decoded(info, "payload"), "result": decoded(info, "result")}
+
+
+def decoded(info: TaskInfo, what: str) -> Any:
+    """The payload or the result; the bytes themselves where they are not what their encoding says."""
+    try:
+        return getattr(info, what)
+    except (ValueError, TypeError):
+        return getattr(info, f"{what}_bytes")
+
+
+def show_task(info: TaskInfo) -> None:
+    from taskq.cli.tables import ATTEMPTS, cell, print_fields, print_table
+
+    fields = info.fields
+    rows = [("id", info.id), ("task type", info.task_type), ("queue", info.queue), ("state", info.state)]
+    if fields.get("blocker"):
+        rows.append(("not running", fields["blocker"]))
+    rows.append(("attempts", f"{fields['attempts_used']} of {fields['max_attempts']}{_apart(fields)}"))
+    if fields["worker"]:
+        rows.append(("worker", fields["worker"]))
+    rows += [(name.removesuffix("_ms"), cell(fields[name], name)) for name in ("enqueued_ms", "due_ms", "started_ms", "finished_ms") if fields[name]]
+    rows.append(("payload", cell(decoded(info, "payload"))))
+    if info.state == "completed":
+        rows.append(("result", cell(decoded(info, "result"))))
+    print_fields(rows)
+    if fields["attempts"]:
+        print()
+        print_table(ATTEMPTS, [{**attempt, "error": last_line(attempt["error"])} for attempt in fields["attempts"]])
+
+
+def _apart(fields: dict[str, Any]) -> str:
+    return "".join(f", {fields[name]} {name}" for name in ("crashes", "interruptions") if fields[name])
+
+
+def last_line(error: str) -> str:
+    """The line of a traceback that says what went wrong."""
+    return error.strip().rpartition("\n")[2]
+
+
+@main.command()
+@talks
+def queues(url: str | None, as_json: bool) -> None:
+    """List the queues and how many tasks are in each state."""
+    _inspect("queues", url, as_json)
+
+
+@main.command()
+@talks
+def workers(url: str | None, as_json: bool) -> None:
+    """List the connected workers."""
+    _inspect("workers", url, as_json)
+
+
+def _inspect(what: str, url: str | None, as_json: bool) -> None:
+    from taskq.cli import tables
+
+    with connected(url) as client:
+        rows = getattr(client, what)()
+    columns = {"queues": tables.QUEUES, "workers": tables.WORKERS}[what]
+    _print(rows, as_json, lambda: tables.print_table(columns, rows) if rows else print(f"no {what}"))
+
+
+@main.command()
+@click.argument("task_id", metavar="ID")
+@talks
+def cancel(task_id: str, url: str | None, as_json: bool) -> None:
+    """Cancel a task; one that runs is asked to stop."""
+    with connected(url) as client:
+        outcome = client.cancel(task_id)
+    words = {"cancelled": "cancelled", "requested": "it runs and was asked to stop", "already_final": "it has ended already"}
+    _print({"id": task_id, "outcome": outcome}, as_json, lambda: print(words[outcome]))
+    if outcome == "already_final":
+        sys.exit(EXIT_FAILED)
+
+
+def _print(value: Any, as_json: bool, show: Callable[[], None]) -> None:
+    from taskq.cli.tables import print_json
+
+    print_json(value) if as_json else show()

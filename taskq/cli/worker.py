@@ -1,0 +1,49 @@
+"""`taskq-worker`: its settings, handed to the keeper.  The rest is `taskq.worker`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import attrs
+import click
+
+from taskq.cli.flags import FORMATS, HELP, settings_flags, start_errors
+from taskq.config import NAMES, TEXT, YES_OR_NO, choice, duration, integer, load, setting
+from taskq.worker.settings import WorkerConfig
+
+
+@attrs.frozen(kw_only=True)
+class WorkerSettings:
+    """What a worker is told."""
+
+    connect: str = setting("localhost:7000", TEXT, "The broker, as HOST:PORT or taskq://HOST:PORT.", environment="TASKQ_URL")
+    app: str | None = setting(None, TEXT, "The tasks: a module that has an App, or MODULE:NAME; looked for in the working directory first.")
+    queues: tuple[str, ...] = setting((), NAMES, "Queues to work on, the first ones first.", empty="those of the app's tasks")
+    concurrency: int = setting(100, integer(1, 10_000), "Most tasks that run at a time.")
+    pool: str = setting("auto", choice("auto", "async", "thread", "process"), "Where functions made with def run; auto: in threads.")
+    drain: float = setting(25.0, duration(0, 86_400), "How long running tasks may go on after SIGTERM; the rest is handed back.")
+    name: str = setting("", TEXT, "The name in lists of workers.", empty="HOST:PID")
+    reload: bool = setting(False, YES_OR_NO, "Start again when the app's code changes (for development; needs watchfiles).")
+
+    def config(self) -> WorkerConfig:
+        fields = attrs.asdict(self)
+        return WorkerConfig(drain_s=fields.pop("drain"), **fields)
+
+
+@click.command(context_settings=HELP, epilog=FORMATS)
+@settings_flags(WorkerSettings)
+def worker(**flags: Any) -> NoReturn:
+    """A worker: takes tasks from the broker and runs the Python functions of an app.
+
+    SIGTERM lets running tasks end within --drain and hands back the rest; a second one stops at once.
+    """
+    with start_errors("taskq-worker"):
+        settings = load(WorkerSettings, flags, os.environ)
+        if settings.app is None:
+            print("taskq-worker: no --app was given, so this worker can run no task type and stays idle", file=sys.stderr, flush=True)
+        from taskq.worker import keeper
+
+        code = keeper.main(settings.config())
+    sys.exit(code)
