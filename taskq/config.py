@@ -237,7 +237,7 @@ class BrokerConfig:
     log_level: str = setting("info", choice("debug", "info", "warning", "error"), "What is logged, on stderr.")
 
     def __attrs_post_init__(self) -> None:
-        if self.heartbeat * 3 > self.lease:
+        if round(self.heartbeat * 3, 3) > self.lease:
             raise ConfigError(
                 f"heartbeat: {show_seconds(self.heartbeat)} is more than a third of lease ({show_seconds(self.lease)}), so that one lost packet "
                 "would cost a worker its tasks; lower heartbeat or raise lease",

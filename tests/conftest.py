@@ -1,12 +1,23 @@
-"""Which event loops the tests run on: the standard library's; what carries bytes (`actors`, `e2e`) on uvloop as well."""
+"""Which event loops the tests run on (the standard library's; what carries bytes, `actors` and `e2e`, on uvloop as well), and the programs as
+real processes, each of which is ended, whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import uvloop
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from programs import IN_CODE, WAIT_S, Program, Run, Start, environment
 
 ON_BOTH_LOOPS = frozenset({"actors", "e2e"})
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -14,3 +25,43 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return LOOPS if item.path.parent.name in ON_BOTH_LOOPS else {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `broker`, `worker` or `main` with these arguments, in the test's own folder and in a session of its own."""
+    programs: list[Program] = []
+
+    def start(name: str, *arguments: str, **environ: str) -> Program:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IN_CODE.format(name), *arguments],
+            cwd=tmp_path,
+            env=environment(**environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        programs.append(Program(process))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        with suppress(ProcessLookupError):
+            os.killpg(program.process.pid, signal.SIGKILL)
+        program.process.wait()
+        for stream in (program.process.stdout, program.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a program to its end."""
+
+    def run(name: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", IN_CODE.format(name), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment(**environ), capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+    return run

@@ -183,3 +183,7 @@ def test_the_example_file_has_every_setting_with_its_default(tmp_path: Path) -> 
     file.write_text(re.sub(r"(?m)^# (?=\w+ = )", "", EXAMPLE.read_text()))
     assert list(tomllib.loads(file.read_text())) and set(tomllib.loads(file.read_text())) == set(ROWS)
     assert attrs.asdict(read(file=file)) == attrs.asdict(BrokerConfig())
+
+
+def test_a_heartbeat_of_exactly_a_third_of_the_lease_is_accepted() -> None:
+    assert BrokerConfig(heartbeat=0.2, lease=0.6).lease == 0.6

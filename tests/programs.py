@@ -1,4 +1,4 @@
-"""The programs as real processes, for the tests of this folder."""
+"""The programs as real processes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,276 @@
+"""The TCP door of a real broker, spoken to frame by frame: order, refusals, limits, and that one connection's end is nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from taskq import AsyncClient, testing
+from taskq.actors import session as module
+from taskq.core import messages as m
+from taskq.ids import NIL, split
+from taskq.node import Node
+from taskq.protocol.codec import PREFIX, encode
+from taskq.protocol.frames import Frame
+from taskq.protocol.framing import FrameDecoder
+
+WAIT_S = 10.0
+
+
+class Peer:
+    """A client that says exactly what it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._decoder = FrameDecoder(1 << 26)
+        self._frames: list[Frame] = []
+
+    def send(self, message: Any, seq: int = 0) -> None:
+        for part in encode(message, seq):
+            self.writer.write(bytes(part))
+
+    async def frame(self) -> Frame | None:
+        """The next frame, None at the end of the connection."""
+        while not self._frames:
+            data = await asyncio.wait_for(self.reader.read(1 << 16), WAIT_S)
+            if not data:
+                return None
+            self._frames = self._decoder.feed(data)
+        return self._frames.pop(0)
+
+    async def message(self) -> Any:
+        frame = await self.frame()
+        return frame and frame.message
+
+    async def ask(self, message: Any, seq: int = 1) -> Any:
+        """The answer to this request; what comes before it is passed over."""
+        self.send(message, seq)
+        while (frame := await self.frame()) is not None:
+            if frame.seq == seq:
+                return frame.message
+        return None
+
+    async def is_gone(self) -> bool:
+        """The broker has ended the connection without a word."""
+        try:
+            return await self.frame() is None
+        except ConnectionError:
+            return True
+
+    async def refused(self) -> m.Error:
+        """The last word of the broker: an Error, then the end."""
+        error = await self.message()
+        assert type(error) is m.Error
+        assert await self.frame() is None
+        return error
+
+
+class Door:
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.peers: list[Peer] = []
+
+    async def connect(self) -> Peer:
+        host, port = self.node.tcp.rsplit(":", 1)
+        peer = Peer(*await asyncio.open_connection(host, int(port)))
+        self.peers.append(peer)
+        return peer
+
+    async def greet(self, role: str = "producer") -> Peer:
+        peer = await self.connect()
+        assert type(await peer.ask(m.Hello(1, role))) is m.Welcome
+        return peer
+
+    async def worker(self, credit: int = 1, queues: tuple[str, ...] = ("default",)) -> Peer:
+        peer = await self.greet("worker")
+        assert type(await peer.ask(m.Consume(list(queues), ["work"], credit))) is m.Ok
+        peer.send(m.Credit(credit))
+        return peer
+
+
+def enqueue(count: int = 1, payload: bytes = b"\x80", queue: str = "default") -> m.Enqueue:
+    return m.Enqueue([payload] * count, queue, NIL * count, ["work"])
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    async with testing.broker(connections_max=20) as node:
+        door = Door(node)
+        yield door
+        for peer in door.peers:
+            peer.writer.close()
+
+
+async def test_a_task_goes_all_the_way_by_frames(door: Door) -> None:
+    producer, worker = await door.greet(), await door.worker()
+    made = await producer.ask(enqueue(payload=b"\xa5hello"))
+    assert made.outcomes == bytes([m.CREATED])
+    delivered = await worker.message()
+    assert (delivered.first, bytes(delivered.payloads[0]), delivered.ids) == (1, b"\xa5hello", made.ids)
+    reported = await worker.ask(m.Ack([b"\xa2ok"], delivered.ids, delivered.tokens), 2)
+    assert reported.outcomes == bytes([m.REPORT_OK])
+    info = await producer.ask(m.Get(made.ids), 2)
+    assert info.info["state"] == "completed"
+    assert bytes(info.payloads[1]) == b"\xa2ok"
+
+
+async def test_the_result_is_pushed_to_who_waits_for_it(door: Door) -> None:
+    producer, worker = await door.greet(), await door.worker()
+    made = await producer.ask(enqueue())
+    producer.send(m.Get(made.ids, 60_000), 2)
+    delivered = await worker.message()
+    worker.send(m.Ack([b"\x01"], delivered.ids, delivered.tokens), 2)
+    info = await producer.message()
+    assert info.info["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (PREFIX.pack(12, 9, 0, 1, 1, 0), "VERSION_UNSUPPORTED"),
+        (PREFIX.pack(1 << 30, 1, 0, 1, 1, 0), "FRAME_TOO_LARGE"),
+        (PREFIX.pack(8_193 - 4, 1, 0, 1, 1, 0), "FRAME_TOO_LARGE"),
+        (PREFIX.pack(15, 1, 0, 1, 1, 3) + b"\xc1\xc1\xc1", "BAD_FRAME"),
+        (b"".join(bytes(part) for part in encode(m.Hello(2, "producer"), 1)), "VERSION_UNSUPPORTED"),
+        (b"".join(bytes(part) for part in encode(m.Hello(1, "boss"), 1)), "BAD_FRAME"),
+        (b"".join(bytes(part) for part in encode(m.Credit(5), 0)), "OUT_OF_ORDER"),
+        (struct.pack(">I", 0xFFFFFFFF) + bytes(64), "VERSION_UNSUPPORTED"),
+    ],
+)
+async def test_what_breaks_the_protocol_ends_its_own_connection_with_one_error(door: Door, data: bytes, code: str) -> None:
+    other, peer = await door.greet(), await door.connect()
+    peer.writer.write(data)
+    assert (await peer.refused()).code == code
+    assert type(await other.ask(m.Heartbeat(), 2)) is m.Beat
+
+
+async def test_the_frames_before_a_broken_one_are_handled(door: Door) -> None:
+    peer, other = await door.greet(), await door.greet()
+    good = b"".join(bytes(part) for part in encode(enqueue(queue="before"), 2))
+    peer.writer.write(good + PREFIX.pack(15, 1, 0, 1, 7, 3) + b"\xc1\xc1\xc1")
+    error = await peer.message()
+    while type(error) is not m.Error:
+        error = await peer.message()
+    assert error.code == "BAD_FRAME"
+    rows = (await other.ask(m.Inspect("queues"), 2)).rows
+    assert [row["pending"] for row in rows if row["queue"] == "before"] == [1]
+
+
+async def test_an_unknown_kind_is_answered_and_the_connection_goes_on(door: Door) -> None:
+    peer = await door.greet()
+    peer.writer.write(PREFIX.pack(13, 1, 0, 0x0777, 2, 1) + b"\x90")
+    assert (await peer.message()).code == "UNKNOWN_KIND"
+    assert type(await peer.ask(m.Heartbeat(), 3)) is m.Beat
+
+
+async def test_a_role_may_not_do_what_is_not_its_own(door: Door) -> None:
+    peer = await door.greet("producer")
+    assert (await peer.ask(m.Consume(["default"], ["work"], 1), 2)).code == "FORBIDDEN"
+    assert type(await peer.ask(enqueue(), 3)) is m.Enqueued
+
+
+async def test_a_seq_in_use_ends_the_connection(door: Door) -> None:
+    peer = await door.greet()
+    made = await peer.ask(enqueue())
+    peer.send(m.Get(made.ids, 60_000), 2)
+    peer.send(m.Get(made.ids, 60_000), 2)
+    assert (await peer.refused()).code == "OUT_OF_ORDER"
+
+
+async def test_one_connection_too_many_is_told_so(door: Door) -> None:
+    for _ in range(20):
+        await door.greet()
+    peer = await door.connect()
+    error = await peer.refused()
+    assert (error.code, error.retryable) == ("TOO_MANY_CONNECTIONS", True)
+
+
+async def test_who_does_not_greet_in_time_is_sent_away(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GREETING_S", 0.05)
+    peer = await door.connect()
+    assert "HELLO" in (await peer.refused()).message
+
+
+async def test_bye_gives_the_leases_back_uncharged(door: Door) -> None:
+    producer, worker = await door.greet(), await door.worker()
+    made = await producer.ask(enqueue())
+    delivered = await worker.message()
+    await worker.ask(m.Heartbeat(1, delivered.tokens), 2)
+    assert type(await worker.ask(m.Bye(), 3)) is m.Ok
+    assert await worker.frame() is None
+    info = (await producer.ask(m.Get(made.ids), 2)).info
+    assert (info["state"], info["attempts_used"], info["interruptions"]) == ("pending", 0, 1)
+
+
+async def test_a_session_that_resumes_keeps_its_lease_and_ends_the_older_connection(door: Door) -> None:
+    producer = await door.greet()
+    old = await door.connect()
+    welcome = await old.ask(m.Hello(1, "worker"))
+    await old.ask(m.Consume(["default"], ["work"], 1), 2)
+    old.send(m.Credit(1))
+    await producer.ask(enqueue())
+    delivered = await old.message()
+    new = await door.greet("worker")
+    resumed = await new.ask(m.Resume(welcome.session, welcome.secret, 1, delivered.tokens), 2)
+    assert resumed.outcomes == bytes([m.KEPT])
+    assert await old.is_gone()
+    assert (await new.ask(m.Ack([b"\x01"], delivered.ids, delivered.tokens), 3)).outcomes == bytes([m.REPORT_OK])
+
+
+async def test_a_stale_token_changes_nothing(door: Door) -> None:
+    producer, first = await door.greet(), await door.worker()
+    await producer.ask(enqueue())
+    stale = await first.message()
+    await first.ask(m.Release(stale.ids, stale.tokens, [0]), 2)
+    second = await door.worker()
+    current = await second.message()
+    assert current.tokens != stale.tokens
+    assert (await first.ask(m.Ack([b"\x01"], stale.ids, stale.tokens), 3)).outcomes == bytes([m.REPORT_LEASE_LOST])
+    assert (await second.ask(m.Ack([b"\x02"], current.ids, current.tokens), 2)).outcomes == bytes([m.REPORT_OK])
+
+
+async def test_a_running_task_is_revoked_at_once_when_it_is_cancelled(door: Door) -> None:
+    producer, worker = await door.greet(), await door.worker()
+    made = await producer.ask(enqueue())
+    delivered = await worker.message()
+    assert (await producer.ask(m.Cancel(made.ids), 2)).outcomes == bytes([m.CANCEL_REQUESTED])
+    assert (await worker.message()).tokens == delivered.tokens
+    await worker.ask(m.Fail(delivered.ids, delivered.tokens, [m.RETRY], [0], ["Cancelled"], [""]), 2)
+    assert (await producer.ask(m.Get(made.ids), 3)).info["state"] == "cancelled"
+
+
+async def test_a_worker_that_does_not_read_is_not_delivered_more_and_nobody_else_waits(door: Door) -> None:
+    producer, sleeper = await door.greet(), await door.worker(credit=1_000, queues=("large",))
+    sleeper.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    for seq in range(2, 42):
+        made = await producer.ask(enqueue(1, bytes(1 << 20), "large"), seq)
+        assert type(made) is m.Enqueued
+    (row,) = [row for row in (await producer.ask(m.Inspect("queues"), 50)).rows if row["queue"] == "large"]
+    assert row["running"] + row["pending"] == 40
+    assert row["pending"] > 0
+    sleeper.reader._transport.resume_reading()  # type: ignore[attr-defined]
+    received = 0
+    while received < 40:
+        received += len(split((await sleeper.message()).ids, 16))
+
+
+async def test_a_broker_that_drains_says_so_and_refuses_with_a_typed_error(door: Door) -> None:
+    producer = await door.greet()
+    await door.node.drain(0)
+    assert type(await producer.message()) is m.Goaway
+    error = await producer.ask(enqueue(), 2)
+    assert (error.code, error.retryable) == ("DRAINING", True)
+
+
+async def test_many_clients_are_each_answered(door: Door) -> None:
+    async def one(number: int) -> int:
+        async with AsyncClient(door.node.tcp) as client:
+            handles = await client.enqueue_many("work", [{"number": number}] * 50)
+            return len({handle.id for handle in handles})
+
+    assert await asyncio.gather(*(one(number) for number in range(10))) == [50] * 10

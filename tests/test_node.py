@@ -1,0 +1,177 @@
+"""The node: what it takes, it gives back; what crashes in it is told; what it acknowledged is there at the next start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskq import AsyncClient, testing
+from taskq.actors import store
+from taskq.clock import ManualClock
+from taskq.config import BrokerConfig
+from taskq.errors import DataFolderLocked, JournalCorrupt, NotFound
+from taskq.node import Node
+from taskq.storage.journal import FileJournal
+
+
+def config(folder: Path, **settings: Any) -> BrokerConfig:
+    return BrokerConfig(**{"data": str(folder), "listen": "127.0.0.1:0", "http": "127.0.0.1:0", "shards": 2, **settings})
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("taskq") or "Connection" in type(thread).__name__}
+
+
+async def test_a_clean_stop_leaves_everything_in_the_store_and_an_empty_journal(tmp_path: Path) -> None:
+    async with testing.broker(data=tmp_path, durability="fsync") as node, AsyncClient(node.tcp) as client:
+        handle = await client.enqueue("work", {"a": 1})
+        assert handle.durability == "fsync"
+    assert list((tmp_path / "journal").iterdir()) == []
+    async with testing.broker(data=tmp_path, shards=7) as node, AsyncClient(node.tcp) as client:
+        assert (await client.get(handle.id)).payload == {"a": 1}
+
+
+async def test_what_was_acknowledged_is_recovered_from_the_journal_alone(tmp_path: Path) -> None:
+    node = Node(config(tmp_path))
+    await node.start()
+    async with AsyncClient(node.tcp) as client:
+        handle = await client.enqueue("work", {"a": 1})
+        node._crashed(RuntimeError("the power is gone"))
+    await node.stop()
+    async with testing.broker(data=tmp_path, shards=3) as node, AsyncClient(node.tcp) as client:
+        assert (await client.get(handle.id)).state == "pending"
+
+
+async def test_an_error_of_the_disk_stops_the_node_and_nothing_is_acknowledged_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(config(tmp_path))
+    await node.start()
+    async with AsyncClient(node.tcp, deadline=0.3) as client:
+        await client.enqueue("work", {"a": 1})
+
+        def full(journal: FileJournal) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(FileJournal, "sync", full)
+        lost = asyncio.ensure_future(client.enqueue("work", {"a": 2}))
+        with pytest.raises(OSError, match="No space"):
+            await asyncio.wait_for(asyncio.shield(node.failed), 5)
+        with pytest.raises(Exception, match="deadline"):
+            await lost
+    await node.stop()
+    assert not node._status()["ready"]
+
+
+async def test_a_data_folder_belongs_to_one_node(tmp_path: Path) -> None:
+    first, second = Node(config(tmp_path)), Node(config(tmp_path))
+    await first.start()
+    with pytest.raises(DataFolderLocked, match="--data"):
+        await second.start()
+    await first.stop()
+    await second.start()
+    await second.stop()
+
+
+async def test_two_nodes_live_in_one_process(tmp_path: Path) -> None:
+    async with testing.broker(shards=2) as one, testing.broker(shards=3) as two:
+        async with AsyncClient(one.tcp) as first, AsyncClient(two.tcp) as second:
+            handle = await first.enqueue("work", {})
+            assert (await first.get(handle.id)).state == "pending"
+            with pytest.raises(NotFound):
+                await second.get(handle.id)
+
+
+async def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = threads()
+    async with testing.broker() as other:
+        node = Node(config(tmp_path, http=other.http))
+        during = threads()
+        with pytest.raises(OSError, match="address"):
+            await node.start()
+        assert threads() == during
+    assert threads() == before
+    async with testing.broker(data=tmp_path):
+        pass
+
+
+async def test_a_journal_that_was_damaged_after_it_was_synced_is_refused_with_path_and_offset(tmp_path: Path) -> None:
+    node = Node(config(tmp_path))
+    await node.start()
+    async with AsyncClient(node.tcp) as client:
+        for number in range(3):
+            await client.enqueue("work", {"number": number})
+        node._crashed(RuntimeError("the power is gone"))
+    await node.stop()
+    (segment,) = (tmp_path / "journal").iterdir()
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"number")] ^= 0xFF
+    segment.write_bytes(data)
+    with pytest.raises(JournalCorrupt, match=rf"{segment}: damaged at offset \d+"):
+        await Node(config(tmp_path)).start()
+    assert segment.read_bytes() == data
+
+
+async def test_a_torn_tail_is_cut_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node = Node(config(tmp_path))
+    await node.start()
+    async with AsyncClient(node.tcp) as client:
+        handle = await client.enqueue("work", {"a": 1})
+        node._crashed(RuntimeError("the power is gone"))
+    await node.stop()
+    (segment,) = (tmp_path / "journal").iterdir()
+    with segment.open("ab") as file:
+        file.write(b"half of a batch")
+    async with testing.broker(data=tmp_path) as node, AsyncClient(node.tcp) as client:
+        assert (await client.get(handle.id)).state == "pending"
+    assert "15 bytes at offset" in caplog.text
+
+
+async def test_only_the_owner_can_read_the_data_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    async with testing.broker(data=folder):
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
+    assert modes.pop("data") == 0o700 and modes.pop("journal") == 0o700
+    assert set(modes.values()) == {0o600}
+
+
+async def test_finished_tasks_are_forgotten_after_their_retention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PRUNE_S", 0.05)
+    clock = ManualClock()
+    settings: dict[str, Any] = {"retention_completed": "1h", "retention_failed": "1h"}
+    async with testing.broker(clock=clock, **settings) as node, AsyncClient(node.tcp) as client:
+        handle = await client.enqueue("work", {})
+        await client.cancel(handle.id)
+        clock.advance(7_200)
+        with pytest.raises(NotFound):
+            while True:
+                await client.get(handle.id)
+
+
+async def test_an_idle_node_writes_nothing(tmp_path: Path) -> None:
+    async with testing.broker(data=tmp_path, durability="fsync") as node, AsyncClient(node.tcp) as client:
+        handle = await client.enqueue("work", {})
+        while node._store.flushed_lsn < node._journal.last_lsn:
+            await client.get(handle.id)
+        written = _written_bytes()
+        await asyncio.sleep(0.5)  # time itself is what is tested: several intervals of the flush
+        assert _written_bytes() == written
+
+
+def _written_bytes() -> int:
+    fields = dict(line.split(": ") for line in Path(f"/proc/{os.getpid()}/io").read_text().splitlines())
+    return int(fields["write_bytes"])
+
+
+async def test_sessions_that_are_over_are_forgotten() -> None:
+    async with testing.broker(lease=0.6, heartbeat=0.2) as node:
+        async with testing.worker(testing.App(), node), AsyncClient(node.tcp) as client:
+            while not await client.workers():
+                await asyncio.sleep(0)
+            assert len(node._consumers) == 1
+        while node._consumers:
+            await asyncio.sleep(0.01)
