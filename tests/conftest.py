@@ -4,12 +4,9 @@ real processes, each of which is ended, whatever happens."""
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from programs import IN_CODE, WAIT_S, Program, Run, Start, environment
+from programs import IN_CODE, WAIT_S, Program, Run, Spawn, Start, environment
 
 ON_BOTH_LOOPS = frozenset({"actors", "e2e"})
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -28,15 +25,15 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> M
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `broker`, `worker` or `main` with these arguments, in the test's own folder and in a session of its own."""
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    """Start a command in the test's own folder and in a session of its own."""
     programs: list[Program] = []
 
-    def start(name: str, *arguments: str, **environ: str) -> Program:
+    def spawn(command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> Program:
         process = subprocess.Popen(
-            [sys.executable, "-c", IN_CODE.format(name), *arguments],
+            [*map(str, command)],
             cwd=tmp_path,
-            env=environment(**environ),
+            env=environment() if environ is None else environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -46,14 +43,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
         programs.append(Program(process))
         return programs[-1]
 
-    yield start
+    yield spawn
     for program in programs:
-        with suppress(ProcessLookupError):
-            os.killpg(program.process.pid, signal.SIGKILL)
-        program.process.wait()
-        for stream in (program.process.stdout, program.process.stderr):
-            if stream is not None:
-                stream.close()
+        program.discard()
+
+
+@pytest.fixture
+def start(spawn: Spawn) -> Start:
+    """Start `broker`, `worker` or `main` with these arguments."""
+    return lambda name, *arguments, **environ: spawn([sys.executable, "-c", IN_CODE.format(name), *arguments], environment(**environ))
 
 
 @pytest.fixture

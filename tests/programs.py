@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -66,11 +67,21 @@ class Program:
         self.signal(signal.SIGTERM)
         return self.end()
 
+    def discard(self) -> None:
+        """Kill it and its session, if it still runs, and let go of its streams."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
     @property
     def errors(self) -> str:
         return "".join(self.said["stderr"])
 
 
+Spawn = Callable[..., Program]
 Start = Callable[..., Program]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -78,12 +78,11 @@ async def test_a_data_folder_belongs_to_one_node(tmp_path: Path) -> None:
 
 
 async def test_two_nodes_live_in_one_process(tmp_path: Path) -> None:
-    async with testing.broker(shards=2) as one, testing.broker(shards=3) as two:
-        async with AsyncClient(one.tcp) as first, AsyncClient(two.tcp) as second:
-            handle = await first.enqueue("work", {})
-            assert (await first.get(handle.id)).state == "pending"
-            with pytest.raises(NotFound):
-                await second.get(handle.id)
+    async with testing.broker(shards=2) as one, testing.broker(shards=3) as two, AsyncClient(one.tcp) as first, AsyncClient(two.tcp) as second:
+        handle = await first.enqueue("work", {})
+        assert (await first.get(handle.id)).state == "pending"
+        with pytest.raises(NotFound):
+            await second.get(handle.id)
 
 
 async def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
 from taskq.core.records import Admitted, column
-from taskq.core.task import PENDING, SCHEDULED, Options, Task
+from taskq.core.task import PENDING, SCHEDULED, Options, Task, parked
 from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge
 from taskq.ids import ID_BYTES, NIL, is_valid, make_id, ms_of_id, slot_of_id, slot_of_queue, split
 
@@ -23,7 +23,6 @@ NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . : -"
 FRESH_MS = 60_000
 KEY_CHARS_MAX = 256
 HORIZON_MS = 366 * 86_400_000
-COPY_BYTES_MAX = 1_024
 TASKS_MAX = 1_000
 
 Known = Mapping[Any, Task]
@@ -202,8 +201,7 @@ def evolve_admitted(book: Book, record: Admitted) -> None:
     for at, (task_id, payload) in enumerate(zip(ids, record.payloads, strict=True)):
         seq = record.first_seq + at
         due_ms = dues[at]
-        kept = payload if type(payload) is bytes or len(payload) > COPY_BYTES_MAX else bytes(payload)
-        task = Task(task_id, seq, queue.name, options[at], kept, SCHEDULED if due_ms else PENDING, now_ms, keys[at], seq, due_ms)
+        task = Task(task_id, seq, queue.name, options[at], parked(payload), SCHEDULED if due_ms else PENDING, now_ms, keys[at], seq, due_ms)
         tasks[task_id] = task
         queue.counts[task.state] += 1
         if due_ms:

@@ -15,7 +15,7 @@ from taskq.core.enqueue import HORIZON_MS, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import Completed, Ended, column
 from taskq.core.retry import backoff_ms
-from taskq.core.task import CANCELLED, COMPLETED, FAILED, FINAL, PENDING, RETRYING, SCHEDULED, TIMED, Task
+from taskq.core.task import CANCELLED, COMPLETED, FAILED, FINAL, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
 from taskq.ids import ID_BYTES, TOKEN_BYTES, slot_of_id, split
 
@@ -170,7 +170,7 @@ def evolve_completed(book: Book, record: Completed) -> None:
         book.let_go(task)
         task.attempts += 1
         task.finished_ms = now_ms
-        task.result = bytes(result)
+        task.result = parked(result)
         task.result_encoding = encoding
         touch(task)
         if task_id in book.waiters:

@@ -30,6 +30,7 @@ NEXT: dict[int, frozenset[int]] = {
 
 HISTORY_MAX = 20
 CRASHES_MAX = 3
+COPY_BYTES_MAX = 1_024
 
 
 class InvariantError(AssertionError):
@@ -111,6 +112,12 @@ class Task:
         self.token = 0
         self.session = b""
         self.delivery = 0
+
+
+def parked(payload: Payload) -> Payload:
+    """The bytes as they stay in memory: small ones are copied, since a view costs more than they do and pins all that came with it; large
+    ones stay views of what was received."""
+    return payload if type(payload) is bytes or len(payload) > COPY_BYTES_MAX else bytes(payload)
 
 
 def describe(task: Task) -> dict[str, Any]:

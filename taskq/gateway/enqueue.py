@@ -17,8 +17,8 @@ import attrs
 import msgspec
 
 from taskq.core import messages as m
-from taskq.core.enqueue import COLUMNS, COPY_BYTES_MAX, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
-from taskq.core.task import STATES
+from taskq.core.enqueue import COLUMNS, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
+from taskq.core.task import COPY_BYTES_MAX, STATES
 from taskq.durations import milliseconds
 from taskq.errors import BY_CODE, Answer, BadRequest, PayloadTooLarge
 from taskq.gateway.answers import Response, error_body, error_response, json_response

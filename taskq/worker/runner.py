@@ -62,10 +62,10 @@ class Runner:
         self._taking = False
         self._level = 0
         self._code = 0
-        self._away_reason = ""
         self._changed = asyncio.Event()
         self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed)
         self._channel = Channel(Address.parse(config.connect), hello("worker", config.name), self._on_event)
+        self._away_reason = self._link.reason  # that nothing was tried yet is no news
         self._guard = StallGuard(self._channel, self._bench.put)
         self._events: dict[type, Callable[[Any], None]] = {
             Ready: self._ready,

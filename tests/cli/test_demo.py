@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from programs import SOURCE, Program, environment
+from programs import SOURCE, Spawn, environment
 
 DEMO = SOURCE / "examples" / "demo"
 
@@ -43,27 +42,12 @@ def test_a_file_that_is_no_python_is_indexed_by_its_words(search_index: ModuleTy
     assert search_index.tokenised("x.py", source).path == "x.py"
 
 
-def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(DEMO / "run.py")],
-        env=environment(TMPDIR=str(tmp_path)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    demo = Program(process)
-    try:
-        broker = int(demo.wait_for(r"taskq-broker listening .* pid=(\d+)")[1])
-        worker = int(demo.wait_for(r"worker demo-1 is connected, pid (\d+)")[1])
-        demo.signal(signal.SIGINT)
-        assert demo.end() == 130, demo.errors
-    finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            stream.close()
+def test_ctrl_c_leaves_no_process_and_no_file(spawn: Spawn, tmp_path: Path) -> None:
+    demo = spawn([sys.executable, DEMO / "run.py"], environment(TMPDIR=str(tmp_path)))
+    broker = int(demo.wait_for(r"taskq-broker listening .* pid=(\d+)")[1])
+    worker = int(demo.wait_for(r"worker demo-1 is connected, pid (\d+)")[1])
+    demo.signal(signal.SIGINT)
+    assert demo.end() == 130, demo.errors
     assert list(tmp_path.iterdir()) == []
     for pid in (broker, worker):
         with pytest.raises(ProcessLookupError):

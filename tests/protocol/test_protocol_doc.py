@@ -32,7 +32,9 @@ TYPES = {
     "list[Payload]": "[size]",
 }
 DEFAULTS = {"": '""', b"": "empty", False: "false"}
-ON_THE_WIRE = [cls for cls in (errors.Answer, errors.ProtocolError) for cls in cls.__subclasses__()] + [errors.ProtocolError, errors.InternalError]
+# HTTP has answers of its own, which never go over this wire
+REFUSALS = [cls for parent in (errors.Answer, errors.ProtocolError) for cls in parent.__subclasses__() if cls.__module__ == errors.__name__]
+ON_THE_WIRE = [*REFUSALS, errors.ProtocolError, errors.InternalError]
 
 
 def section(kind: int, cls: type) -> str:
