@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import stat
 import threading
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from taskq import AsyncClient, testing
+from taskq import App, AsyncClient, testing
 from taskq.actors import store
 from taskq.clock import ManualClock
 from taskq.config import BrokerConfig
+from taskq.core import queue
 from taskq.errors import DataFolderLocked, JournalCorrupt, NotFound
 from taskq.node import Node
 from taskq.storage.journal import FileJournal
@@ -151,6 +153,52 @@ async def test_finished_tasks_are_forgotten_after_their_retention(monkeypatch: p
                 await client.get(handle.id)
 
 
+async def test_the_store_takes_only_what_the_journal_has_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, synced = threading.Event(), FileJournal.sync
+
+    def sync(journal: FileJournal) -> None:
+        assert gate.wait(20)
+        synced(journal)
+
+    async with testing.broker(data=tmp_path, durability="os") as node, AsyncClient(node.tcp) as client:
+        monkeypatch.setattr(FileJournal, "sync", sync)
+        await client.enqueue("work", {})
+        for _ in range(5):
+            node._store.look()
+            await asyncio.sleep(store.FLUSH_S)  # time for a flush that must not happen
+        assert _rows(tmp_path) == 0
+        gate.set()
+        while not _rows(tmp_path):
+            await client.queues()
+
+
+def _rows(folder: Path) -> int:
+    connection = sqlite3.connect(f"{(folder / 'store.sqlite').as_uri()}?mode=ro", uri=True)
+    (rows,) = connection.execute("SELECT count(*) FROM tasks").fetchone()
+    connection.close()
+    return int(rows)
+
+
+async def test_more_tasks_than_memory_takes_wait_in_the_store_and_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "LINE_HOT_MIN", 100)
+    ran: list[int] = []
+    app = App()
+
+    @app.task
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    async with testing.broker(app, hot_bytes_max="1MiB") as node, AsyncClient(node.tcp) as client:
+        await client.enqueue_many("note", [{"number": number} for number in range(10_000)])
+        handle = await client.enqueue("note", {"number": 10_000})
+        assert node.describe()["hot_bytes"] < 2 << 20
+        while sum(len(actor.shard.tasks) for actor in node._shards) > 5_000:
+            await client.queues()
+        async with testing.worker(app, node, concurrency=1):
+            await client.result(handle.id, timeout=60)
+    assert ran == list(range(10_001))
+
+
 async def test_an_idle_node_writes_nothing(tmp_path: Path) -> None:
     async with testing.broker(data=tmp_path, durability="fsync") as node, AsyncClient(node.tcp) as client:
         handle = await client.enqueue("work", {})
@@ -168,7 +216,7 @@ def _written_bytes() -> int:
 
 async def test_sessions_that_are_over_are_forgotten() -> None:
     async with testing.broker(lease=0.6, heartbeat=0.2) as node:
-        async with testing.worker(testing.App(), node), AsyncClient(node.tcp) as client:
+        async with testing.worker(App(), node), AsyncClient(node.tcp) as client:
             while not await client.workers():
                 await asyncio.sleep(0)
             assert len(node._consumers) == 1
