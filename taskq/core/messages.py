@@ -114,7 +114,8 @@ class Keepalive:
 
 @attrs.define
 class Died:
-    """A keeper reports that the runner of a session is dead (`cause`: "SIGKILL", "exit code 3").  Its leases end as crashes at once.  Answer: Ok."""
+    """A keeper reports that the runner of a session is dead (`cause`: "SIGKILL", "exit code 3").  Its leases end as crashes at once; with an empty
+    cause, because it was ended on purpose, they go back uncharged.  Answer: Ok."""
 
     session: bytes
     secret: bytes

@@ -215,7 +215,7 @@ class Session:
     def on_died(self, seq: int, died: m.Died, now_ms: int, resent: bool) -> None:
         consumer = self._proven(died)
         consumer.over = True
-        self._ask(seq, fx.Over(died.session, died.cause[:CLIENT_CHARS_MAX] or "died"), False)
+        self._ask(seq, fx.Over(died.session, died.cause[:CLIENT_CHARS_MAX]), False)
 
     def on_bye(self, seq: int, bye: m.Bye, now_ms: int, resent: bool) -> None:
         self.closing = True

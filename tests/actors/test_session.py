@@ -274,3 +274,18 @@ async def test_many_clients_are_each_answered(door: Door) -> None:
             return len({handle.id for handle in handles})
 
     assert await asyncio.gather(*(one(number) for number in range(10))) == [50] * 10
+
+
+@pytest.mark.parametrize(("cause", "outcome"), [("SIGSEGV", "crashed"), ("", "interrupted")])
+async def test_a_keeper_tells_the_death_of_its_runner_and_whether_it_was_meant(door: Door, cause: str, outcome: str) -> None:
+    producer, keeper = await door.greet(), await door.greet("keeper")
+    runner = await door.connect()
+    welcome = await runner.ask(m.Hello(1, "worker"))
+    await runner.ask(m.Consume(["default"], ["work"], 1), 2)
+    runner.send(m.Credit(1))
+    made = await producer.ask(enqueue())
+    await runner.message()
+    assert type(await keeper.ask(m.Keepalive(welcome.session, welcome.secret, 1), 2)) is m.Ok
+    assert type(await keeper.ask(m.Died(welcome.session, welcome.secret, cause), 3)) is m.Ok
+    (attempt,) = (await producer.ask(m.Get(made.ids), 2)).info["attempts"]
+    assert (attempt["outcome"], attempt["error"]) == (outcome, cause)
