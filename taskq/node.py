@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import secrets
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -36,7 +37,7 @@ from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.session import House, Terms
 from taskq.core.shard import Shard
-from taskq.errors import DataFolderLocked, Draining, StoreCorrupt
+from taskq.errors import DataFolderLocked, Draining, StartError, StoreCorrupt
 from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
 from taskq.storage.journal import FileJournal
@@ -75,8 +76,12 @@ class Node:
         self.failed = self._loop.create_future()
         try:
             await self._assemble()
-        except BaseException:
+        except BaseException as error:
             await self._parts.aclose()
+            if isinstance(error, sqlite3.Error):
+                raise StartError(
+                    f"{self._folder}: the store cannot be used: {error}; free space or rights in this folder, and start again"
+                ) from error
             raise
 
     async def _assemble(self) -> None:
@@ -90,7 +95,7 @@ class Node:
         shared = self._shared(recovered)
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
         await load(store, shards, self.clock.now_ms())
-        self._house = self._make_house(shared, recovered.epoch)
+        self._house = self._make_house(shared, recovered.epoch, shards)
         self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.now_ms, self._tell)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._shards = [
@@ -121,7 +126,7 @@ class Node:
             pruned_id_ms=recovered.pruned_id_ms,
         )
 
-    def _make_house(self, shared: Shared, epoch: int) -> House:
+    def _make_house(self, shared: Shared, epoch: int, shards: list[Shard]) -> House:
         config = self.config
         terms = Terms(
             epoch=epoch,
@@ -132,7 +137,7 @@ class Node:
             secret_key=_secret(self._folder / "secret.key"),
         )
         self._admission, self._consumers = shared.admission, shared.consumers
-        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe)
+        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe, [shard.held for shard in shards])
 
     @asynccontextmanager
     async def _journaling(self, files: FileJournal, next_lsn: int) -> AsyncIterator[JournalActor]:

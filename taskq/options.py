@@ -9,11 +9,9 @@ import attrs
 
 from taskq import ids
 from taskq.core import messages as m
+from taskq.core.enqueue import ATTEMPTS_MAX, FACTOR_MAX, KEY_CHARS_MAX
 from taskq.durations import Duration, milliseconds, seconds
 from taskq.worker.registry import check_name, check_priority
-
-ATTEMPTS_MAX = 1_000_000
-FACTOR_MAX = 1_000
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -82,8 +80,8 @@ def check_retry(value: Any) -> tuple[int, float, int] | None:
 def check_key(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not value or not _is_unicode(value):
-        raise ValueError(f"key: {value!r} is not a text")
+    if not isinstance(value, str) or not 1 <= len(value) <= KEY_CHARS_MAX or not _is_unicode(value):
+        raise ValueError(f"key: {str(value)[:KEY_CHARS_MAX]!r} is not a text of 1 to {KEY_CHARS_MAX} characters")
     return value
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from taskq.core import messages as m
 from taskq.core.effects import Command, Reply
 from taskq.core.session import Session, error_of_protocol
-from taskq.errors import InternalError, ProtocolError, TaskqError
+from taskq.errors import InternalError, ProtocolError, SlowConsumer, TaskqError
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import RESENT, Frame
 from taskq.protocol.framing import FrameDecoder
@@ -184,7 +184,7 @@ class SessionActor(asyncio.Protocol):
             self._end()
         elif self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
             log.warning("connection %d does not read what it asked for and is cut off", self.session.origin)
-            self._transport.abort()
+            self._refuse(0, SlowConsumer())
         elif not self._reading:
             self._set_reading()
 

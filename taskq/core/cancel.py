@@ -9,15 +9,18 @@ from struct import pack
 from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad, Reply
-from taskq.core.enqueue import Known
+from taskq.core.enqueue import TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import CancelAsked, Dropped
 from taskq.core.task import CANCELLED, FINAL, RUNNING, Task
+from taskq.errors import BadRequest
 from taskq.ids import ID_BYTES, slot_of_id, split
 
 
 def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
     ids = split(command.message.ids, ID_BYTES)
+    if not 1 <= len(ids) <= TASKS_MAX or len(command.message.ids) % ID_BYTES:
+        return [], error_of(BadRequest(f"ids: send 1 to {TASKS_MAX} ids of {ID_BYTES} bytes", field="ids"))
     missing = tuple(task_id for task_id in ids if task_id not in book.tasks)
     if missing and known is None:
         return [], FindLoad(missing, (), command)

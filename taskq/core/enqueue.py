@@ -22,6 +22,8 @@ NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . : -"
 FRESH_MS = 60_000
 KEY_CHARS_MAX = 256
+ATTEMPTS_MAX = 1_000
+FACTOR_MAX = 100
 HORIZON_MS = 366 * 86_400_000
 TASKS_MAX = 1_000
 
@@ -34,7 +36,7 @@ def _is_retry(value: Any) -> bool:
     if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(part) in (int, float) for part in value):
         return False
     base_ms, factor, cap_ms = value
-    return bool(0 <= base_ms <= HORIZON_MS and 1 <= factor <= 100 and base_ms <= cap_ms <= HORIZON_MS)
+    return bool(0 <= base_ms <= HORIZON_MS and 1 <= factor <= FACTOR_MAX and base_ms <= cap_ms <= HORIZON_MS)
 
 
 # column → (rule, what the message says)
@@ -44,9 +46,9 @@ COLUMNS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "priorities": (lambda value: 0 <= value <= 9, "must be 0 (most urgent) to 9"),
     "delays_ms": (lambda value: 0 <= value <= HORIZON_MS, "must be 0 to 366 days"),
     "keys": (lambda value: value is None or 1 <= len(value) <= KEY_CHARS_MAX, f"must be text of 1 to {KEY_CHARS_MAX} characters"),
-    "max_attempts": (lambda value: 1 <= value <= 1_000, "must be 1 to 1000"),
+    "max_attempts": (lambda value: 1 <= value <= ATTEMPTS_MAX, f"must be 1 to {ATTEMPTS_MAX}"),
     "timeouts_ms": (lambda value: 0 <= value <= HORIZON_MS, "must be 0 (none) to 366 days"),
-    "retries": (_is_retry, "must be nil or [base_ms, factor 1 to 100, cap_ms >= base_ms]"),
+    "retries": (_is_retry, f"must be nil or [base_ms, factor 1 to {FACTOR_MAX}, cap_ms >= base_ms]"),
 }
 
 
@@ -64,7 +66,7 @@ def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | Non
         if unsure is not None:
             return [], unsure
         known = {}
-    return _admit(book, message, ids, slot, now_ms, known, errors)
+    return _admit(book, message, ids, slot, now_ms, known, errors, command.resent)
 
 
 def error_of(answer: Answer) -> m.Error:
@@ -127,7 +129,9 @@ def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], 
     return FindLoad(tuple(asked), tuple(sorted(keys)), command)
 
 
-def _admit(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer]) -> Decision:
+def _admit(
+    book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer], resent: bool
+) -> Decision:
     count = len(ids)
     outcomes, states = bytearray(count), bytearray(count)
     keys = column(message.keys, count)
@@ -141,30 +145,36 @@ def _admit(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: 
         text = keys[at]
         key = (message.queue, text) if text is not None else None
         twin = fresh.get(task_id, fresh.get(key) if key else None)
-        if twin is not None:
-            outcomes[at], ids[at] = m.EXISTS, ids[twin]
-            continue
         task = book.tasks.get(task_id) or known.get(task_id) or (key and (book.keys.get(key) or known.get(key))) or None
-        if task is None and now_ms - ms_of_id(task_id) > FRESH_MS and ms_of_id(task_id) <= book.pruned_id_ms:
+        if twin is not None:
+            twin_id, state, same = ids[twin], states[twin], _content(message, twin, count) == _content(message, at, count)
+        elif task is not None:
+            twin_id, state, same = task.id, task.state, _content_of(task) == _content(message, at, count)
+        elif (resent or now_ms - ms_of_id(task_id) > FRESH_MS) and ms_of_id(task_id) <= book.pruned_id_ms:
             errors[at], outcomes[at] = IdTooOld(field="id"), m.REFUSED
-        elif task is None:
+            continue
+        else:
             fresh[task_id] = at
             if key:
                 fresh[key] = at
-        elif _same(task, message, at, count):
-            outcomes[at], states[at], ids[at] = m.EXISTS, task.state, task.id
+            continue
+        if same:
+            outcomes[at], states[at], ids[at] = m.EXISTS, state, twin_id
         else:
-            errors[at], outcomes[at] = (IdConflict(field="id") if task.id == task_id else KeyConflict(field="key")), m.REFUSED
+            errors[at], outcomes[at] = (IdConflict(field="id") if twin_id == task_id else KeyConflict(field="key")), m.REFUSED
     refused = [[at, error.code, error.message, error.field] for at, error in sorted(errors.items())]
     reply = m.Enqueued(b"".join(ids), bytes(outcomes), bytes(states), book.durability, refused)
     chosen = [at for at in range(count) if outcomes[at] == m.CREATED]
     return ([_record(book, message, ids, slot, now_ms, chosen)] if chosen else []), reply
 
 
-def _same(task: Task, message: m.Enqueue, at: int, count: int) -> bool:
-    task_type = column(message.task_types, count)[at]
-    encoding = column(message.encodings, count)[at]
-    return task.options.task_type == task_type and task.options.encoding == encoding and task.payload == message.payloads[at]
+def _content(message: m.Enqueue, at: int, count: int) -> tuple[str, int, m.Payload]:
+    """What two enqueues must have in common to be the same task."""
+    return column(message.task_types, count)[at], column(message.encodings, count)[at], message.payloads[at]
+
+
+def _content_of(task: Task) -> tuple[str, int, m.Payload]:
+    return task.options.task_type, task.options.encoding, task.payload
 
 
 def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, chosen: list[int]) -> Admitted:

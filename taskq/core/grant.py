@@ -1,7 +1,8 @@
 """Grant: lease pending tasks to worker sessions that have credit.
 
 Matching happens once a turn, for the queues that were touched in it, and goes round the sessions: each takes at most ceil(ready / waiting
-sessions) at a time.  `blocker` says of a pending task why it waits, by the same conditions.
+sessions) at a time.  A session whose leases would end now gets nothing until it is heard.  `blocker` says of a pending task why it waits, by
+the same conditions.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
     """Grant what can be granted in the touched queues, and ask for cold tasks where a line runs low."""
     touched, book.touched = book.touched, {}
     for name in touched:
-        queue, followers = book.queues.get(name), book.subscribers.get(name)
-        if queue is None or not followers or book.admission.draining:
+        followers = book.subscribers.get(name)
+        if not followers:
             continue
         if any(name not in consumer.queues for consumer in followers):
             followers[:] = [consumer for consumer in followers if name in consumer.queues]
-        if queue.counts[PENDING]:
+        queue = book.queues.get(name)
+        if queue is not None and queue.counts[PENDING] and not book.admission.draining:
             yield from _match_queue(book, queue, followers, now_ms)
             _fill(book, queue)
 
 
 def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
-    waiting = [consumer for consumer in followers if consumer.room > 0]
+    waiting = [consumer for consumer in followers if consumer.room > 0 and consumer.deadline_ms > now_ms]
     while waiting and queue.counts[PENDING]:
         share = -(-queue.counts[PENDING] // len(waiting))
         served = []
@@ -144,6 +146,8 @@ def blocker(book: Book, task: Task, now_ms: int) -> str:
     able = [consumer for consumer in takers if task.options.task_type in consumer.task_types]
     if not able:
         return f"no connected worker has task type {task.options.task_type}"
+    if all(consumer.deadline_ms <= now_ms for consumer in able):
+        return f"none of the {len(able)} workers that can run it is heard of"
     if all(consumer.room <= 0 for consumer in able):
         return f"all {len(able)} workers that can run it are busy"
     return "about to be delivered"

@@ -59,7 +59,8 @@ def expire(book: Book, now_ms: int) -> Iterator[Ended]:
         consumer = book.consumers.get(session)
         if consumer is not None and (consumer.deadline_ms > now_ms or now_ms < book.gap_until_ms):
             book.suspects.discard(session)
-            yield from _take_back_unconfirmed(book, session, now_ms)
+            if now_ms >= book.gap_until_ms:
+                yield from _take_back_unconfirmed(book, session, now_ms)
         elif session in book.suspects:
             book.suspects.discard(session)
             cause = "" if consumer is None or consumer.restored else "worker lost: nothing was heard of it"

@@ -11,16 +11,22 @@ from typing import Any
 from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
-from taskq.core.enqueue import HORIZON_MS, Known, error_of
+from taskq.core.enqueue import HORIZON_MS, TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import Completed, Ended, column
 from taskq.core.retry import backoff_ms
-from taskq.core.task import CANCELLED, COMPLETED, FAILED, FINAL, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
+from taskq.core.task import CANCELLED, COMPLETED, FAILED, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
 from taskq.ids import ID_BYTES, TOKEN_BYTES, slot_of_id, split
 
 ERROR_CHARS_MAX = 16_384
 ERROR_TYPE_CHARS_MAX = 256
+# the final states that a report can have brought about
+BROUGHT: dict[type, frozenset[int]] = {
+    m.Ack: frozenset({COMPLETED}),
+    m.Fail: frozenset({FAILED, CANCELLED}),
+    m.Release: frozenset({CANCELLED}),
+}
 # what a run that ended without a result is counted as
 COUNTERS = {"failed": "attempts", "crashed": "crashes", "interrupted": "interruptions"}
 
@@ -120,8 +126,8 @@ def ended(rows: list[tuple[Task, End, tuple[str, str]]], now_ms: int) -> Ended:
 
 
 def _misshapen(message: Any, count: int, columns: tuple[str, ...]) -> Answer | None:
-    if count == 0 or len(message.ids) != count * ID_BYTES or len(message.tokens) != count * TOKEN_BYTES:
-        return BadRequest("tokens: send one 8-byte token and one 16-byte id for each of 1 to 1000 tasks", field="tokens")
+    if not 1 <= count <= TASKS_MAX or len(message.ids) != count * ID_BYTES or len(message.tokens) != count * TOKEN_BYTES:
+        return BadRequest(f"tokens: send one 8-byte token and one 16-byte id for each of 1 to {TASKS_MAX} tasks", field="tokens")
     for name in columns:
         values = getattr(message, name)
         if len(values) not in (1, count):
@@ -156,7 +162,7 @@ def _check_tokens(book: Book, command: Command, known: Known | None) -> tuple[li
             good.append((at, task))
             continue
         task = task or (known.get(task_id) if known else None)
-        done_before = command.resent and task is not None and task.state in FINAL and task.last_token == token
+        done_before = command.resent and task is not None and task.state in BROUGHT[type(message)] and task.last_token == token != 0
         outcomes[at] = m.REPORT_OK if done_before else m.REPORT_LEASE_LOST
     return good, outcomes
 

@@ -66,9 +66,8 @@ def _is_misshapen(message: Any) -> bool:
     """Counts that do not fit: one shard gets it whole and refuses it."""
     count = len(message.ids) // ID_BYTES
     return any(
-        len(value) not in ((1, count) if name != "payloads" else (count,))
+        len(value) not in ((count * BLOCKS[name],) if name in BLOCKS else (count,) if name == "payloads" else (1, count))
         for name, value in attrs.asdict(message, recurse=False).items()
-        if name not in BLOCKS
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import attrs
@@ -42,13 +42,14 @@ class Terms:
 
 @attrs.define(eq=False)
 class House:
-    """What all sessions of a broker share."""
+    """What all sessions of a broker share.  `held`: of each shard, the leases by session."""
 
     ring: Ring
     terms: Terms
     consumers: Consumers
     rng: random.Random
     describe: Callable[[], dict[str, Any]]
+    held: Sequence[Mapping[bytes, Sized]] = ()
     draining: bool = False
 
     def secret(self, session: bytes) -> bytes:
@@ -93,6 +94,7 @@ class Session:
         self.answers: list[tuple[int, Any]] = []
         self.evicted: list[int] = []
         self.closing = False
+        self._resumes = False
         self._resuming: dict[int, tuple[Consumer, m.Resume]] = {}
         self._beating: dict[int, m.Heartbeat] = {}
 
@@ -170,11 +172,15 @@ class Session:
         return consumer
 
     def on_resume(self, seq: int, resume: m.Resume, now_ms: int, resent: bool) -> None:
+        own = self.consumer
+        if self._resumes or own is None or own.queues or own.allowed:
+            raise OutOfOrder("RESUME comes once, before CONSUME and CREDIT")
         consumer = self._proven(resume)
+        self._resumes = True
         if consumer.origin and consumer.origin != self.origin:
             self.evicted.append(consumer.origin)
-        if self.consumer is not None and self.consumer is not consumer:
-            self.house.consumers.pop(self.consumer.session, None)
+        if own is not consumer:
+            self.house.consumers.pop(own.session, None)
         consumer.origin = 0
         consumer.deadline_ms = max(consumer.deadline_ms, now_ms + self.house.terms.lease_ms)
         self.consumer = consumer
@@ -185,7 +191,7 @@ class Session:
         if self.consumer is None:
             self.answers.append((seq, m.Beat()))
             return
-        self.consumer.heard(beat.received, now_ms, self.house.terms.lease_ms)
+        self._heard(self.consumer, beat.received, now_ms)
         self._beating[seq] = beat
         received = min(beat.received, self.consumer.delivered)
         self._ask(seq, fx.Held(self.consumer.session, received, frozenset(split(beat.tokens, TOKEN_BYTES)), False), False)
@@ -200,7 +206,7 @@ class Session:
         consumer, resume = self._resuming.pop(seq)
         if self.closing:
             return m.Resumed(b"")
-        consumer.origin, consumer.client, consumer.restored = self.origin, self.client, False
+        consumer.origin, consumer.client, consumer.restored, consumer.choked = self.origin, self.client, False, False
         consumer.delivered = consumer.received = consumer.allowed = resume.received
         consumer.heard(resume.received, now_ms, self.house.terms.lease_ms)
         outcomes = (
@@ -209,8 +215,15 @@ class Session:
         return m.Resumed(bytes(outcomes))
 
     def on_keepalive(self, seq: int, keepalive: m.Keepalive, now_ms: int, resent: bool) -> None:
-        self._proven(keepalive).heard(keepalive.received, now_ms, self.house.terms.lease_ms)
+        self._heard(self._proven(keepalive), keepalive.received, now_ms)
         self.answers.append((seq, m.Ok()))
+
+    def _heard(self, consumer: Consumer, received: int, now_ms: int) -> None:
+        """A sign of life; one that was given up gets tasks again."""
+        was_late = consumer.deadline_ms <= now_ms
+        consumer.heard(received, now_ms, self.house.terms.lease_ms)
+        if was_late:
+            self._ready(consumer)
 
     def on_died(self, seq: int, died: m.Died, now_ms: int, resent: bool) -> None:
         consumer = self._proven(died)
@@ -264,8 +277,11 @@ class Session:
 
     def ready(self) -> None:
         """Tell the shards that own the consumer's queues that it can take more."""
-        consumer = self.consumer
-        if consumer is not None and consumer.room > 0:
+        if self.consumer is not None:
+            self._ready(self.consumer)
+
+    def _ready(self, consumer: Consumer) -> None:
+        if consumer.room > 0:
             shards = dict.fromkeys(self.house.ring.of_queue(name) for name in consumer.queues)
             self.commands += [(shard, fx.Command(0, 0, fx.Ready(consumer.session))) for shard in shards]
 
@@ -279,13 +295,13 @@ class Session:
 def inspected(house: House, what: str, now_ms: int) -> m.Inspected | m.Error:
     """What can be told without asking the shards."""
     if what == "workers":
-        return m.Inspected([_worker(consumer, now_ms) for consumer in house.consumers.values() if consumer.origin])
+        return m.Inspected([_worker(house, consumer, now_ms) for consumer in house.consumers.values() if consumer.origin])
     if what == "broker":
         return m.Inspected([house.describe()])
     return error_of(BadRequest(f"what: {what[:40]!r} is unknown; use queues, workers or broker", field="what"))
 
 
-def _worker(consumer: Consumer, now_ms: int) -> dict[str, Any]:
+def _worker(house: House, consumer: Consumer, now_ms: int) -> dict[str, Any]:
     row = {name: consumer.client.get(name, "") for name in ("host", "pid", "version")}
     return {
         "name": consumer.name,
@@ -294,6 +310,7 @@ def _worker(consumer: Consumer, now_ms: int) -> dict[str, Any]:
         "queues": list(consumer.queues),
         "task_types": sorted(consumer.task_types),
         "concurrency": consumer.concurrency,
+        "running": sum(len(held[consumer.session]) for held in house.held if consumer.session in held),
         "delivered": consumer.delivered,
         "room": consumer.room,
         "connected_ms": consumer.connected_ms,

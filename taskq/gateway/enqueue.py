@@ -17,7 +17,7 @@ import attrs
 import msgspec
 
 from taskq.core import messages as m
-from taskq.core.enqueue import COLUMNS, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
+from taskq.core.enqueue import COLUMNS, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
 from taskq.core.task import COPY_BYTES_MAX, STATES
 from taskq.durations import milliseconds
 from taskq.errors import BY_CODE, Answer, BadRequest, PayloadTooLarge
@@ -125,8 +125,8 @@ def _retry(value: Any, name: str) -> list[Any]:
 
 
 def _factor(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not 1 <= value <= 100:
-        raise ValueError(f"{name}: must be a number from 1 to 100")
+    if type(value) not in (int, float) or not 1 <= value <= FACTOR_MAX:
+        raise ValueError(f"{name}: must be a number from 1 to {FACTOR_MAX}")
     return float(value)
 
 

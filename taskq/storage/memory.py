@@ -157,6 +157,9 @@ class MemoryJournal:
         if empty:
             self.synced = []
 
+    def release(self) -> None:
+        """Nothing to let go of."""
+
 
 def _end(batches: list[JournalBatch]) -> int:
     return batches[-1].first_lsn + len(batches[-1].records) - 1 if batches else 0

@@ -93,6 +93,7 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int) -> None:
     """Fill new shards from the store: running and timed tasks whole, pending ones and dead letters by count.  The sessions that hold leases
     are known as restored, and have one lease to come back."""
     after_seq = 0
+    ahead: dict[tuple[str, int, str], int] = {}
     while rows := await store.load((RUNNING, SCHEDULED, RETRYING, WAITING), after_seq, PAGE_ROWS):
         for row in rows:
             task = task_of(row)
@@ -100,11 +101,29 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int) -> None:
             shard.restore(task)
             if task.state == RUNNING:
                 _restore_consumer(shard, task, now_ms)
+                line = (task.queue, task.options.priority, task.options.task_type)
+                ahead[line] = max(ahead.get(line, 0), task.position)
         after_seq = rows[-1][0]
     for count in await store.counts():
         if count.state in (PENDING, FAILED):
             shard = shards[slot_of_queue(count.queue) * len(shards) // 4096]
             shard.restore_count(count.queue, count.state, count.priority, count.task_type, count.tasks)
+    for (queue, priority, task_type), position in ahead.items():
+        await _load_before(store, shards[slot_of_queue(queue) * len(shards) // 4096], queue, priority, task_type, position)
+
+
+async def _load_before(store: Store, shard: Shard, queue: str, priority: int, task_type: str, position: int) -> None:
+    """What waits before a running task of its line was given back, and is hot: the running one may come back too, and every hot position is
+    lower than every cold one."""
+    line = shard.queue(queue).line(priority, task_type)
+    after_position = 0
+    while rows := await store.line(queue, priority, task_type, PENDING, after_position, PAGE_ROWS):
+        for task in map(task_of, rows):
+            if task.position > position:
+                return
+            shard.adopt(task)
+            line.load(task)
+            after_position = task.position
 
 
 def _restore_consumer(shard: Shard, task: Task, now_ms: int) -> None:
