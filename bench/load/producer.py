@@ -1,0 +1,128 @@
+"""The producer of the load bench, a process of its own: `python producer.py MODE HOST:PORT TASKS PAYLOAD_BYTES`.
+
+It connects, says `ready`, waits for a line on stdin, and works; its last words are the times of the first enqueue and the last answer, and the id
+of the last task.  Like the broker and the worker it runs on uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+from children import last_words, make_payload
+
+from taskq import AsyncClient, Client
+from taskq.handle import TaskHandle
+
+QUEUE = "bench"
+COROUTINES = 1_000
+BATCH_TASKS = 1_000
+BATCHES_IN_FLIGHT = 16
+LOW_LOAD_PER_S = 100
+
+Found = dict[str, Any]
+
+
+def wait_for_go() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def one_by_one(url: str, tasks: int, payload: dict[str, bytes]) -> Found:
+    """Blocking calls, each waits for its answer."""
+    with Client(url) as client:
+        client.queues()
+        wait_for_go()
+        started_ns = time.monotonic_ns()
+        for _ in range(tasks):
+            last = client.enqueue("noop", payload, queue=QUEUE)
+        return {"started_ns": started_ns, "ended_ns": time.monotonic_ns(), "last": last.id}
+
+
+async def coroutines(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -> Found:
+    """Many coroutines, each enqueues one task after the other."""
+    numbers = iter(range(tasks))
+
+    async def enqueue() -> TaskHandle[Any] | None:
+        last = None
+        for _ in numbers:
+            last = await client.enqueue("noop", payload, queue=QUEUE)
+        return last
+
+    started_ns = time.monotonic_ns()
+    found = await asyncio.gather(*(enqueue() for _ in range(COROUTINES)))
+    return {"started_ns": started_ns, "ended_ns": time.monotonic_ns(), "last": next(last.id for last in reversed(found) if last)}
+
+
+async def batches(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -> Found:
+    """A few coroutines, each enqueues one batch after the other."""
+    starts = iter(range(0, tasks, BATCH_TASKS))
+    last: dict[int, TaskHandle[Any]] = {}
+
+    async def enqueue() -> None:
+        for start in starts:
+            count = min(BATCH_TASKS, tasks - start)
+            last[start] = (await client.enqueue_many("noop", [payload] * count, queue=QUEUE))[-1]
+
+    started_ns = time.monotonic_ns()
+    await asyncio.gather(*(enqueue() for _ in range(BATCHES_IN_FLIGHT)))
+    return {"started_ns": started_ns, "ended_ns": time.monotonic_ns(), "last": last[max(last)].id}
+
+
+async def low_load(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -> Found:
+    """Tasks at fixed times, whatever became of those before; for each, the µs from the call to the start of its function."""
+    sent_ns: list[int] = []
+    pending: list[asyncio.Task[TaskHandle[Any]]] = []
+    loop = asyncio.get_running_loop()
+    begin_s = loop.time()
+    for number in range(tasks):
+        await asyncio.sleep(begin_s + number / LOW_LOAD_PER_S - loop.time())
+        sent_ns.append(time.monotonic_ns())
+        pending.append(loop.create_task(client.enqueue("stamp", payload, queue=QUEUE)))
+    handles = await asyncio.gather(*pending)
+    started_ns = [await handle.result(timeout=30) for handle in handles]
+    return {"us": [(started - sent) / 1000 for started, sent in zip(started_ns, sent_ns, strict=True)], "last": handles[-1].id}
+
+
+async def round_trips(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -> Found:
+    """One task after the other, each with its result; the µs of each."""
+    us: list[float] = []
+    for _ in range(tasks):
+        begin_ns = time.monotonic_ns()
+        handle = await client.enqueue("stamp", payload, queue=QUEUE)
+        await handle.result(timeout=30)
+        us.append((time.monotonic_ns() - begin_ns) / 1000)
+    return {"us": us, "last": handle.id}
+
+
+ASYNC_MODES: dict[str, Callable[[AsyncClient, int, dict[str, bytes]], Awaitable[Found]]] = {
+    "coroutines": coroutines,
+    "batches": batches,
+    "low_load": low_load,
+    "round_trips": round_trips,
+}
+
+
+async def with_client(mode: str, url: str, tasks: int, payload: dict[str, bytes]) -> Found:
+    async with AsyncClient(url) as client:
+        await client.queues()
+        await asyncio.to_thread(wait_for_go)
+        return await ASYNC_MODES[mode](client, tasks, payload)
+
+
+def main() -> None:
+    mode, url, tasks, payload_bytes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    payload = make_payload(payload_bytes)
+    if mode == "one_by_one":
+        last_words(**one_by_one(url, tasks, payload))
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        last_words(**runner.run(with_client(mode, url, tasks, payload)))
+
+
+if __name__ == "__main__":
+    main()
