@@ -26,6 +26,8 @@ FRAME_PAYLOAD_BYTES = 1 << 20
 
 def encode_payload(payload: Any, task_type: str) -> Encoded:
     """A payload by the rule of `client.py` as (bytes, encoding).  TypeError names the argument that cannot be sent."""
+    if type(payload) is dict:
+        return serial.encode_arguments(payload, task_type), m.MSGPACK
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload), m.BYTES
     if isinstance(payload, Mapping):

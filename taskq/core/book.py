@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from struct import unpack
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from taskq.core import messages as m
 from taskq.core.admission import Admission
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.queue import Budget, Queue
-from taskq.core.task import PENDING, RUNNING, TIMED, Task
+from taskq.core.task import DIRTY, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.ids import SLOTS, slot_of_queue
 
 # what a decide function gives: records, and a message to answer with (or a FindLoad: decide again when the store has answered)
@@ -44,9 +44,13 @@ class Limits:
     lease_ms: int = 15_000
 
 
+def _without_flush(task: Task) -> None:
+    raise InvariantError(f"task {task.id.hex()} was taken by a flush that never made its row")
+
+
 @attrs.define(eq=False)
 class Shared:
-    """What the shards of one broker share."""
+    """What the shards of one broker share.  `before_change` is called with a task that a flush has taken, before it changes."""
 
     sequence: Sequence64
     tokens: Sequence64
@@ -57,6 +61,7 @@ class Shared:
     admission: Admission = attrs.field(factory=Admission)
     durability: int = m.FSYNC
     pruned_id_ms: int = 0
+    before_change: Callable[[Task], None] = _without_flush
 
 
 class Book:
@@ -108,16 +113,18 @@ class Book:
         return unpack(f">{count}Q", block)
 
     def touch(self, task: Task) -> None:
-        """The task's row in the store is behind."""
-        if not task.dirty:
-            task.dirty = True
+        """The task is about to change, or is new: its row in the store falls behind.  A flush that still has to make its row makes it now."""
+        if task.dirty != DIRTY:
+            if task.dirty == TAKEN:
+                self.shared.before_change(task)
+            task.dirty = DIRTY
             self.dirty.append(task)
 
     def take_dirty(self) -> list[Task]:
-        """The tasks whose rows are behind; the caller turns them into rows before the next turn."""
+        """The tasks whose rows are behind, for a flush: it makes their rows as they are now, in its own time (`Shared.before_change`)."""
         dirty, self.dirty = self.dirty, []
         for task in dirty:
-            task.dirty = False
+            task.dirty = TAKEN
         return dirty
 
     def let_go(self, task: Task) -> None:

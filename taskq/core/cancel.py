@@ -48,17 +48,17 @@ def _outcome(task: Task | None) -> int:
 def evolve_dropped(book: Book, record: Dropped) -> None:
     for task_id in split(record.ids, ID_BYTES):
         task = book.tasks[task_id]
+        book.touch(task)
         book.queue(task.queue).move(task, CANCELLED)
         task.finished_ms = record.now_ms
-        book.touch(task)
         answer_waiters(book, task, record.now_ms)
 
 
 def evolve_cancel_asked(book: Book, record: CancelAsked) -> None:
     for task_id in split(record.ids, ID_BYTES):
         task = book.tasks[task_id]
-        task.cancel_requested = True
         book.touch(task)
+        task.cancel_requested = True
         consumer = book.consumers.get(task.session)
         if consumer is not None and consumer.origin:
             book.effects.replies.append(Reply(consumer.origin, 0, 0, m.Revoke(pack(">Q", task.token))))

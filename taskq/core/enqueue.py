@@ -96,6 +96,8 @@ def _bad_values(message: m.Enqueue, count: int, payload_bytes_max: int) -> dict[
             if not is_good(value):
                 error = BadRequest(f"{name}: {rule}", field=name)
                 errors.update(dict.fromkeys(range(count), error) if len(values) == 1 else {at: error})
+    if max(map(len, message.payloads)) <= payload_bytes_max:
+        return errors
     for at, payload in enumerate(message.payloads):
         if len(payload) > payload_bytes_max:
             errors[at] = PayloadTooLarge(
@@ -110,6 +112,8 @@ def _made(ids: list[bytes], slot: int, now_ms: int, book: Book) -> list[bytes]:
 
 def _bad_ids(ids: list[bytes], slot: int, now_ms: int) -> dict[int, Answer]:
     errors: dict[int, Answer] = {}
+    if _are_ours(b"".join(ids), slot) and ms_of_id(max(ids)) <= now_ms + FRESH_MS:
+        return errors
     for at, task_id in enumerate(ids):
         if not is_valid(task_id) or slot_of_id(task_id) != slot:
             errors[at] = BadRequest(f"ids: {task_id.hex()} is no UUIDv8 with slot {slot} of this queue; send 16 zero bytes for a new id", field="id")
@@ -118,9 +122,23 @@ def _bad_ids(ids: list[bytes], slot: int, now_ms: int) -> dict[int, Answer]:
     return errors
 
 
+def _are_ours(block: bytes, slot: int) -> bool:
+    """True if all ids are valid and of this slot: nearly always, and told without looking at each."""
+    return (
+        set(block[6::ID_BYTES]) == {0x80 | slot >> 8}
+        and set(block[7::ID_BYTES]) == {slot & 0xFF}
+        and all(byte >> 6 == 2 for byte in set(block[8::ID_BYTES]))
+    )
+
+
+def _are_fresh(ids: list[bytes], now_ms: int) -> bool:
+    return now_ms - ms_of_id(min(ids)) <= FRESH_MS
+
+
 def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], now_ms: int, errors: Collection[int]) -> FindLoad | None:
     """The question to the store, if memory alone cannot say that these tasks are new."""
-    asked = ids if command.resent else [task_id for task_id in ids if now_ms - ms_of_id(task_id) > FRESH_MS]
+    aged = [] if _are_fresh(ids, now_ms) else [task_id for task_id in ids if now_ms - ms_of_id(task_id) > FRESH_MS]
+    asked = ids if command.resent else aged
     asked = [task_id for task_id in asked if task_id not in book.tasks]
     keys = {(message.queue, key) for key in message.keys if key is not None and (message.queue, key) not in book.keys}
     if (not asked and not keys) or len(errors) == len(ids):
@@ -133,6 +151,8 @@ def _admit(
     book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer], resent: bool
 ) -> Decision:
     count = len(ids)
+    if not (errors or known or resent) and message.keys == [None] and _are_new(book, ids, now_ms):
+        return _all_new(book, message, ids, slot, now_ms)
     outcomes, states = bytearray(count), bytearray(count)
     keys = column(message.keys, count)
     delays = column(message.delays_ms, count)
@@ -168,6 +188,18 @@ def _admit(
     return ([_record(book, message, ids, slot, now_ms, chosen)] if chosen else []), reply
 
 
+def _are_new(book: Book, ids: list[bytes], now_ms: int) -> bool:
+    return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids) and _are_fresh(ids, now_ms)
+
+
+def _all_new(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int) -> Decision:
+    """The common case: nothing is wrong, no key, and no id that was seen before."""
+    count = len(ids)
+    states = bytes([SCHEDULED if delay else PENDING for delay in column(message.delays_ms, count)])
+    reply = m.Enqueued(b"".join(ids), bytes(count), states, book.durability)
+    return [_record(book, message, ids, slot, now_ms, range(count))], reply
+
+
 def _content(message: m.Enqueue, at: int, count: int) -> tuple[str, int, m.Payload]:
     """What two enqueues must have in common to be the same task."""
     return column(message.task_types, count)[at], column(message.encodings, count)[at], message.payloads[at]
@@ -177,7 +209,7 @@ def _content_of(task: Task) -> tuple[str, int, m.Payload]:
     return task.options.task_type, task.options.encoding, task.payload
 
 
-def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, chosen: list[int]) -> Admitted:
+def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, chosen: Sequence[int]) -> Admitted:
     count = len(ids)
 
     def kept(values: Sequence[Any]) -> list[Any]:

@@ -113,6 +113,7 @@ def evolve_granted(book: Book, record: Granted) -> None:
         task = tasks[task_id]
         if queue is None:
             queue = book.queue(task.queue)
+        touch(task)
         queue.move(task, RUNNING)
         task.token = token
         task.session = session
@@ -121,7 +122,6 @@ def evolve_granted(book: Book, record: Granted) -> None:
         task.started_ms = now_ms
         delivery += 1
         held[token] = task
-        touch(task)
 
 
 def _fill(book: Book, queue: Queue) -> None:

@@ -172,13 +172,13 @@ def evolve_completed(book: Book, record: Completed) -> None:
     tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
     for task_id, result, encoding in zip(ids, record.payloads, column(record.encodings, len(ids)), strict=True):
         task = tasks[task_id]
+        touch(task)
         book.queue(task.queue).move(task, COMPLETED)
         book.let_go(task)
         task.attempts += 1
         task.finished_ms = now_ms
         task.result = parked(result)
         task.result_encoding = encoding
-        touch(task)
         if task_id in book.waiters:
             answer_waiters(book, task, now_ms)
 
@@ -188,6 +188,7 @@ def evolve_ended(book: Book, record: Ended) -> None:
     rows = zip(ids, record.outcomes, record.states, record.dues_ms, record.error_types, record.errors, strict=True)
     for task_id, outcome, state, due_ms, error_type, error in rows:
         task = book.tasks[task_id]
+        book.touch(task)
         book.held_drop(task)
         task.close_attempt(record.now_ms, outcome, error_type, error)
         counter = COUNTERS.get(outcome)
@@ -202,4 +203,3 @@ def evolve_ended(book: Book, record: Ended) -> None:
         else:
             task.finished_ms = record.now_ms
             answer_waiters(book, task, record.now_ms)
-        book.touch(task)

@@ -31,6 +31,8 @@ NEXT: dict[int, frozenset[int]] = {
 HISTORY_MAX = 20
 CRASHES_MAX = 3
 COPY_BYTES_MAX = 1_024
+# the row in the store is as the task is; is behind; is behind, and a flush will make it
+CLEAN, DIRTY, TAKEN = range(3)
 
 
 class InvariantError(AssertionError):
@@ -65,7 +67,7 @@ class Attempt:
 @attrs.define(eq=False)
 class Task:
     """One task in memory.  `seq` is its row key, rising in commit order over the whole broker; `position` is its place in the line, a new one
-    each time it becomes pending.  `token` is 0 unless it runs.  `stored`: the store has a row of it; `dirty`: that row is behind."""
+    each time it becomes pending.  `token` is 0 unless it runs.  `stored`: the store has a row of it; `dirty`: how far that row is behind."""
 
     id: bytes
     seq: int
@@ -92,7 +94,7 @@ class Task:
     last_token: int = 0
     history: tuple[Attempt, ...] = ()
     stored: bool = False
-    dirty: bool = False
+    dirty: int = CLEAN
     hot: bool = False
 
     def move(self, state: int) -> None:

@@ -51,8 +51,8 @@ def _end_wait(book: Book, command: fx.Command, now_ms: int) -> None:
 def evolve_promoted(book: Book, record: Promoted) -> None:
     for at, task_id in enumerate(split(record.ids, ID_BYTES)):
         task = book.tasks[task_id]
+        book.touch(task)
         task.position = record.first_position + at
         task.due_ms = 0
         book.queue(task.queue).move(task, PENDING)
         book.touched[task.queue] = None
-        book.touch(task)

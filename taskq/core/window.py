@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskq.core import effects as fx
 from taskq.core.book import Book, Decision
-from taskq.core.task import FINAL, PENDING
+from taskq.core.task import CLEAN, FINAL, PENDING
 
 
 def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
@@ -25,7 +25,7 @@ def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: obje
 def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
     """The store has these tasks: the final and the cold ones leave memory, unless they changed meanwhile."""
     for task in command.message.tasks:
-        if not task.dirty and (task.state in FINAL or (task.state == PENDING and not task.hot)):
+        if task.dirty == CLEAN and (task.state in FINAL or (task.state == PENDING and not task.hot)):
             book.tasks.pop(task.id, None)
             if task.key is not None:
                 book.keys.pop((task.queue, task.key), None)

@@ -18,7 +18,7 @@ import attrs
 import msgpack
 
 from taskq.core import records as r
-from taskq.core.task import FAILED, FINAL, Attempt, Options, Task
+from taskq.core.task import CLEAN, FAILED, FINAL, Attempt, Options, Task
 from taskq.ids import SLOTS
 from taskq.storage.base import Row, WriteBatch
 
@@ -128,17 +128,23 @@ def is_archived(task: Task) -> bool:
 
 
 def batch_of(tasks: Iterable[Task], meta: dict[str, int]) -> WriteBatch:
-    """The transaction that brings the rows of these tasks up to date; it is noted on the tasks that the store has them."""
+    """The transaction that brings the rows of these tasks, taken by a flush, up to date."""
     batch = WriteBatch(meta)
     for task in tasks:
-        if not is_archived(task):
-            batch.put.append(row_of(task))
-            task.stored = True
-            continue
-        batch.finish.append(row_of(task))
-        if task.stored:
-            batch.delete.append(task.seq)
+        add(batch, task)
     return batch
+
+
+def add(batch: WriteBatch, task: Task) -> None:
+    """Make the row of a task that a flush has taken; it is noted on the task that the store has it."""
+    task.dirty = CLEAN
+    if not is_archived(task):
+        batch.put.append(row_of(task))
+        task.stored = True
+        return
+    batch.finish.append(row_of(task))
+    if task.stored:
+        batch.delete.append(task.seq)
 
 
 # ---- records -----------------------------------------------------------------------------------------------------------------------
