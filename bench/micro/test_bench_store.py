@@ -33,11 +33,25 @@ class Bench:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
 
-    def rows(self, state: int) -> list[Row]:
+    def rows(self, state: int, keyed: bool = False, payload_bytes: int = 300) -> list[Row]:
         first, self.seq = self.seq + 1, self.seq + ROWS
-        payload = memoryview(bytes(300))
+        payload = memoryview(bytes(payload_bytes))
         return [
-            (seq, make_id(1_700_000_000_000 + seq, 7, RNG), "email", "send", state, 5, seq, 0, 0, None, payload, b"", b"m" * 40)
+            (
+                seq,
+                make_id(1_700_000_000_000 + seq, 7, RNG),
+                "email",
+                "send",
+                state,
+                5,
+                seq,
+                0,
+                0,
+                f"k{seq}" if keyed else None,
+                payload,
+                b"",
+                b"m" * 40,
+            )
             for seq in range(first, first + ROWS)
         ]
 
@@ -69,13 +83,12 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     sys.setswitchinterval(interval)
 
 
-def test_finish_1000(benchmark: Any, bench: Bench) -> None:
-    benchmark.pedantic(
-        lambda batch: bench.run(bench.store.commit(batch)),
-        setup=lambda: ((WriteBatch(meta={"applied_lsn": bench.seq}, finish=bench.rows(COMPLETED)),), {}),
-        rounds=20,
-        warmup_rounds=2,
-    )
+@pytest.mark.parametrize(("keyed", "payload_bytes"), [(False, 300), (True, 300), (False, 9_000)], ids=["bare", "keyed", "large"])
+def test_finish_1000(benchmark: Any, bench: Bench, keyed: bool, payload_bytes: int) -> None:
+    def setup() -> tuple[tuple[WriteBatch], dict[str, Any]]:
+        return (WriteBatch(meta={"applied_lsn": bench.seq}, finish=bench.rows(COMPLETED, keyed, payload_bytes)),), {}
+
+    benchmark.pedantic(lambda batch: bench.run(bench.store.commit(batch)), setup=setup, rounds=20, warmup_rounds=2)
 
 
 def test_put_1000_and_delete_1000(benchmark: Any, bench: Bench) -> None:

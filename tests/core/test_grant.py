@@ -1,0 +1,204 @@
+"""Grants: who gets what, in which order, and why a task waits."""
+
+from __future__ import annotations
+
+from small_world import Worker, World
+
+from taskq.core import messages as m
+from taskq.core.records import Granted
+
+
+def test_a_pending_task_goes_to_the_worker_that_has_credit(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1)
+    [task_id] = world.enqueue(b"hello")
+    [job] = worker.jobs
+    assert (job.id, job.payload, job.task_type, job.attempt, job.delivery) == (task_id, b"hello", "send_email", 1, 1)
+    assert world.task(task_id).token == int.from_bytes(job.token, "big")
+
+
+def test_enqueue_and_delivery_happen_in_one_turn(world: World) -> None:
+    Worker(world, "w1", "email", credit=1)
+    world.client.say(m.Enqueue([b"x"], "email", bytes(16), ["send_email"]))
+    world.client.collect()
+    [(_, command)] = world.mail
+    world.mail = []
+    effects = world.turn(0, [command])
+    assert [type(record).__name__ for record in effects.records] == ["Admitted", "Granted"]
+
+
+def test_a_worker_never_gets_more_than_its_credit(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=3)
+    world.enqueue(*[b"x"] * 10)
+    assert len(worker.jobs) == 3
+    worker.allow(2)
+    assert [job.delivery for job in worker.jobs] == [1, 2, 3, 4, 5]
+
+
+def test_credit_never_falls(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=3)
+    worker.say(m.Credit(1))
+    world.enqueue(*[b"x"] * 10)
+    assert len(worker.jobs) == 3
+
+
+def test_credit_without_a_subscription_brings_nothing(world: World) -> None:
+    worker = Worker(world, "w1", credit=5)
+    world.enqueue(b"x")
+    assert worker.jobs == []
+
+
+def test_no_worker_takes_more_than_its_share_while_others_wait(world: World) -> None:
+    workers = [Worker(world, f"w{number}", "email", credit=100) for number in range(3)]
+    world.enqueue(*[b"x"] * 10)
+    assert sorted(len(worker.jobs) for worker in workers) == [2, 4, 4]
+
+
+def test_what_one_worker_cannot_take_goes_to_the_others(world: World) -> None:
+    small, large = Worker(world, "w1", "email", credit=1), Worker(world, "w2", "email", credit=100)
+    world.enqueue(*[b"x"] * 10)
+    assert (len(small.jobs), len(large.jobs)) == (1, 9)
+
+
+def test_single_tasks_go_round_the_workers(world: World) -> None:
+    workers = [Worker(world, f"w{number}", "email", credit=100) for number in range(3)]
+    for _ in range(6):
+        world.enqueue(b"x")
+    assert [len(worker.jobs) for worker in workers] == [2, 2, 2]
+
+
+def test_the_credit_of_a_session_is_one_over_all_shards() -> None:
+    world = World(shards=4)
+    worker = Worker(world, "w1", "a", "b", "c", "d", credit=3)
+    for queue in ("a", "b", "c", "d"):
+        world.enqueue(b"x", queue=queue)
+    assert [job.delivery for job in worker.jobs] == [1, 2, 3]
+
+
+def test_a_worker_only_gets_types_that_it_runs(world: World) -> None:
+    worker = Worker(world, "w1", "email", runs=["send_sms"], credit=5)
+    world.enqueue(b"x")
+    [sms] = world.enqueue(b"y", task_type="send_sms")
+    assert [job.id for job in worker.jobs] == [sms]
+
+
+def test_a_worker_that_unsubscribes_gets_nothing_more(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=5)
+    worker.ask(m.Consume([], [], 1))
+    world.enqueue(b"x")
+    assert worker.jobs == []
+    worker.take("email")
+    assert len(worker.jobs) == 1
+
+
+def test_first_deliveries_of_a_priority_follow_the_order_of_commit(world: World) -> None:
+    ids = [task_id for number in range(20) for task_id in world.enqueue(b"%d" % number, task_type=f"t{number % 3}")]
+    worker = Worker(world, "w1", "email", runs=["t0", "t1", "t2"])
+    for _ in range(7):
+        worker.allow(3)
+    assert [job.id for job in worker.jobs] == ids
+
+
+def test_urgent_tasks_go_first(world: World) -> None:
+    low, high, middle = (world.enqueue(b"x", priorities=priority)[0] for priority in (9, 0, 5))
+    worker = Worker(world, "w1", "email", credit=3)
+    assert [job.id for job in worker.jobs] == [high, middle, low]
+
+
+def test_a_choked_connection_gets_nothing_until_it_reads_again(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=5)
+    consumer = world.shared.consumers[worker.identity]
+    consumer.choked = True
+    world.enqueue(b"x")
+    assert worker.jobs == []
+    consumer.choked = False
+    worker.session.ready()
+    world.run()
+    assert len(worker.jobs) == 1
+
+
+def test_a_worker_that_is_late_is_not_given_the_tasks_that_were_just_taken_from_it(world: World) -> None:
+    stopped = Worker(world, "w1", "email", credit=5)
+    world.enqueue(b"x")
+    stopped.beat()
+    world.live(20_000)
+    assert len(stopped.jobs) == 1
+    other = Worker(world, "w2", "email", credit=5)
+    assert len(other.jobs) == 1
+
+
+def test_a_worker_that_was_late_gets_tasks_again_as_soon_as_it_is_heard(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=5)
+    world.live(20_000)
+    world.enqueue(b"x")
+    assert worker.jobs == []
+    worker.beat()
+    assert len(worker.jobs) == 1
+
+
+def test_a_worker_that_was_late_gets_tasks_again_as_soon_as_its_keeper_is_heard(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=5)
+    world.live(20_000)
+    world.enqueue(b"x")
+    worker.ask(m.Keepalive(worker.identity, worker.secret, 0))
+    assert len(worker.jobs) == 1
+
+
+def test_workers_that_come_and_go_leave_nothing_behind_in_a_queue_without_tasks(world: World) -> None:
+    for number in range(5):
+        Worker(world, f"w{number}", "email", credit=1).disconnect()
+    Worker(world, "last", "email", credit=1)
+    assert [consumer.name for consumer in world.shard.subscribers["email"]] == ["last"]
+
+
+def test_a_grant_is_recorded_with_its_tokens_and_numbers(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=2)
+    world.enqueue(b"x", b"y")
+    record = world.records[-1]
+    assert type(record) is Granted
+    assert (record.session, record.worker, record.first) == (worker.identity, "w1", 1)
+    assert record.tokens == b"".join(job.token for job in worker.jobs)
+
+
+def test_the_attempt_is_told_with_the_delivery(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=5)
+    world.enqueue(b"x")
+    worker.fail(worker.jobs[0], how=m.RETRY_AFTER, after_ms=1_000)
+    world.tick(1_000)
+    assert [job.attempt for job in worker.jobs] == [1, 2]
+
+
+# ---- why a task waits ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_blocker_names_what_is_missing(world: World) -> None:
+    [task_id] = world.enqueue(b"x")
+
+    def blocker() -> str:
+        return str(world.get(task_id)["blocker"])
+
+    assert blocker() == "no connected worker has task type send_email: no worker is connected"
+    worker = Worker(world, "w1", "sms", credit=1)
+    assert blocker() == "no connected worker takes queue email"
+    worker.take("email", runs=["other"])
+    assert blocker() == "no connected worker has task type send_email"
+    busy = Worker(world, "w2", "email")
+    assert blocker() == "all 1 workers that can run it are busy"
+    busy.allow(1)
+    assert world.get(task_id)["state"] == "running"
+    assert blocker() == ""
+
+
+def test_the_blocker_tells_of_workers_that_are_silent(world: World) -> None:
+    Worker(world, "w1", "email", credit=1)
+    world.live(15_000)
+    [task_id] = world.enqueue(b"x")
+    assert world.get(task_id)["blocker"] == "none of the 1 workers that can run it is heard of"
+
+
+def test_the_blocker_of_a_timed_task_is_its_time(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1)
+    [task_id] = world.enqueue(b"x", delays_ms=2_500)
+    assert world.get(task_id)["blocker"] == "scheduled, due in 2.5 s"
+    world.tick(2_500)
+    worker.fail(worker.jobs[0], how=m.RETRY_AFTER, after_ms=4_000)
+    assert world.get(task_id)["blocker"] == "waiting to be retried, due in 4.0 s"

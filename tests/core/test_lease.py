@@ -1,0 +1,287 @@
+"""Leases: they live as long as the worker is heard of, and end in a way that charges only the guilty."""
+
+from __future__ import annotations
+
+from small_world import HEARTBEAT_MS, LEASE_MS, PASS_MS, Job, Worker, World
+
+from taskq.core import messages as m
+from taskq.core.task import CANCELLED, FAILED, PENDING, RUNNING
+
+OK, LOST = bytes([m.REPORT_OK]), bytes([m.REPORT_LEASE_LOST])
+
+
+def held_by(world: World, *, name: str = "w1", credit: int = 1) -> tuple[Worker, Job]:
+    """A worker that runs one task and has said so."""
+    worker = Worker(world, name, "email", credit=credit)
+    if not worker.jobs:
+        world.enqueue(b"x")
+    worker.beat()
+    return worker, worker.jobs[-1]
+
+
+def died(world: World, worker: Worker, cause: str = "SIGKILL") -> m.Ok | m.Error:
+    keeper = Worker(world, "keeper")
+    told: m.Ok | m.Error = keeper.ask(m.Died(worker.identity, worker.secret, cause))
+    return told
+
+
+# ---- heartbeats ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_runs_as_long_as_its_worker_is_heard_of(world: World) -> None:
+    worker, job = held_by(world)
+    for _ in range(20):
+        world.live(HEARTBEAT_MS)
+        assert worker.beat() == m.Beat()
+    assert worker.ack(job) == OK
+
+
+def test_a_token_that_was_received_and_is_not_listed_is_given_up(world: World) -> None:
+    worker, job = held_by(world)
+    told = worker.ask(m.Heartbeat(1, b""))
+    assert told == m.Beat()
+    task = world.task(job.id)
+    assert (task.state, task.attempts, task.crashes, task.interruptions) == (PENDING, 0, 0, 0)
+    assert worker.ack(job) == LOST
+
+
+def test_a_token_that_was_not_received_yet_is_not_given_up(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=2)
+    world.enqueue(b"x", b"y")
+    worker.beat(worker.jobs[0], received=1)
+    assert [world.task(job.id).state for job in worker.jobs] == [RUNNING, RUNNING]
+
+
+def test_a_worker_cannot_confirm_what_was_never_delivered(world: World) -> None:
+    worker = Worker(world, "w1", "email")
+    worker.ask(m.Heartbeat(1_000, b""))
+    worker.allow(1)
+    world.enqueue(b"x")
+    assert world.shared.consumers[worker.identity].received == 0
+    assert world.task(worker.jobs[0].id).state == RUNNING
+
+
+def test_a_heartbeat_tells_which_tokens_are_lost_and_which_tasks_are_to_be_cancelled(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=2)
+    world.enqueue(b"x", b"y")
+    stale = bytes(7) + b"\x63"
+    world.client.ask(m.Cancel(worker.jobs[1].id))
+    told = worker.ask(m.Heartbeat(2, b"".join([*worker.held, stale])))
+    assert (told.lost, told.cancelled) == (stale, worker.jobs[1].token)
+
+
+def test_a_report_before_the_heartbeat_on_the_same_connection_is_seen_first(world: World) -> None:
+    worker, job = held_by(world)
+    ack = worker.say(m.Ack([b"r"], job.id, job.token))
+    worker.say(m.Heartbeat(1, b""))
+    world.run()
+    assert worker.answers[ack].outcomes == OK
+
+
+# ---- expiry ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_silent_worker_is_suspected_first_and_lost_in_a_later_pass(world: World) -> None:
+    worker, job = held_by(world)
+    world.live(LEASE_MS)
+    assert world.task(job.id).state == RUNNING
+    assert worker.identity in world.shard.suspects
+    world.live(PASS_MS)
+    task = world.task(job.id)
+    assert (task.state, task.crashes, task.history[-1].outcome) == (PENDING, 1, "crashed")
+    assert task.history[-1].error == "worker lost: nothing was heard of it"
+
+
+def test_a_suspect_that_is_heard_in_time_keeps_everything(world: World) -> None:
+    worker, job = held_by(world)
+    world.live(LEASE_MS)
+    assert worker.beat() == m.Beat()
+    world.live(2 * PASS_MS)
+    assert worker.ack(job) == OK
+
+
+def test_a_lost_task_is_redelivered_within_the_lease_and_a_second(world: World) -> None:
+    _, job = held_by(world)
+    other = Worker(world, "w2", "email", credit=1)
+    for _ in range(3):
+        world.live(LEASE_MS // 3)
+        other.beat()
+    world.live(1_000)
+    assert [each.id for each in other.jobs] == [job.id]
+
+
+def test_the_late_report_of_a_lost_worker_changes_nothing(world: World) -> None:
+    worker, job = held_by(world)
+    world.live(LEASE_MS + PASS_MS)
+    other = Worker(world, "w2", "email", credit=1)
+    assert worker.ack(job, result=b"late") == LOST
+    assert other.ack(other.jobs[0], result=b"in time") == OK
+    assert world.task(job.id).result == b"in time"
+
+
+def test_a_clock_never_decides_about_a_report(world: World) -> None:
+    """Long after the deadline, but before any pass has ended the lease, the token is current."""
+    worker, job = held_by(world)
+    world.now_ms += 10 * LEASE_MS
+    assert worker.ack(job) == OK
+
+
+def test_a_broker_that_was_stopped_does_not_expire_everybody(world: World) -> None:
+    worker, job = held_by(world)
+    world.live(PASS_MS)
+    world.tick(60_000)
+    world.live(LEASE_MS - PASS_MS)
+    assert world.task(job.id).state == RUNNING
+    worker.beat()
+    assert worker.ack(job) == OK
+
+
+def test_after_a_stop_of_the_broker_a_worker_has_one_lease_to_be_heard(world: World) -> None:
+    _, job = held_by(world)
+    world.live(PASS_MS)
+    world.tick(60_000)
+    world.live(LEASE_MS + PASS_MS)
+    assert world.task(job.id).state == PENDING
+
+
+def test_a_broker_that_was_stopped_does_not_take_back_what_it_has_just_delivered(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1)
+    world.enqueue(b"x")
+    world.live(PASS_MS)
+    world.tick(60_000)
+    assert world.task(worker.jobs[0].id).state == RUNNING
+    worker.beat()
+    assert worker.ack(worker.jobs[0]) == OK
+
+
+def test_a_delivery_that_is_not_confirmed_within_a_lease_never_arrived(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=2)
+    world.enqueue(b"x", b"y")
+    for _ in range(4):
+        worker.beat(worker.jobs[0], received=1)
+        world.live(HEARTBEAT_MS)
+    first, second = (world.task(job.id) for job in worker.jobs)
+    assert (first.state, second.state) == (RUNNING, PENDING)
+    assert (second.attempts, second.crashes, second.interruptions, second.history[-1].outcome) == (0, 0, 0, "undelivered")
+
+
+def test_without_leases_no_pass_is_needed(world: World) -> None:
+    worker, job = held_by(world)
+    assert world.wake_at_ms == world.now_ms + PASS_MS
+    worker.ack(job)
+    assert world.wake_at_ms == 0
+    world.tick(3_600_000)
+    other, job = held_by(world, name="w2")
+    world.tick(PASS_MS)
+    assert other.ack(job) == OK
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_kills_its_worker_three_times_is_a_dead_letter(world: World) -> None:
+    for number in range(1, 4):
+        worker, job = held_by(world, name=f"w{number}")
+        assert died(world, worker) == m.Ok()
+        assert world.task(job.id).crashes == number
+    task = world.task(job.id)
+    assert (task.state, task.attempts) == (FAILED, 0)
+    assert [attempt.error for attempt in task.history] == ["SIGKILL"] * 3
+    assert {attempt.error_type for attempt in task.history} == {"WorkerLost"}
+
+
+def test_a_dead_worker_is_charged_only_for_what_it_had_received(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=2)
+    world.enqueue(b"x", b"y")
+    world.client.ask(m.Get(worker.jobs[0].id))
+    Worker(world, "keeper").ask(m.Keepalive(worker.identity, worker.secret, 1))
+    died(world, worker)
+    assert [world.task(job.id).crashes for job in worker.jobs] == [1, 0]
+    assert [world.task(job.id).state for job in worker.jobs] == [PENDING, PENDING]
+
+
+def test_a_worker_that_says_goodbye_hands_back_uncharged(world: World) -> None:
+    worker, job = held_by(world)
+    assert worker.ask(m.Bye()) == m.Ok()
+    assert worker.session.closing
+    task = world.task(job.id)
+    assert (task.state, task.attempts, task.crashes, task.interruptions) == (PENDING, 0, 0, 1)
+
+
+def test_what_a_dead_worker_ran_goes_to_the_front(world: World) -> None:
+    worker, job = held_by(world)
+    [later] = world.enqueue(b"later")
+    died(world, worker)
+    other = Worker(world, "w2", "email", credit=2)
+    assert [each.id for each in other.jobs] == [job.id, later]
+
+
+def test_a_cancel_that_was_asked_for_ends_a_lost_task(world: World) -> None:
+    worker, job = held_by(world)
+    world.client.ask(m.Cancel(job.id))
+    died(world, worker)
+    task = world.task(job.id)
+    assert (task.state, task.crashes) == (CANCELLED, 0)
+
+
+def test_leases_over_several_queues_end_with_one_record_a_slot() -> None:
+    world = World()
+    worker = Worker(world, "w1", "a", "b", credit=4)
+    world.enqueue(b"1", b"2", queue="a")
+    world.enqueue(b"3", b"4", queue="b")
+    before = len(world.records)
+    worker.ask(m.Bye())
+    slots = [record.slot for record in world.records[before:]]
+    assert len(slots) == len(set(slots)) == 2
+    world.check()
+
+
+# ---- restart and resume ----------------------------------------------------------------------------------------------------------------
+
+
+def test_leases_survive_a_restart(world: World) -> None:
+    worker, job = held_by(world)
+    world.restart()
+    assert worker.resume(world, job).outcomes == bytes([m.KEPT])
+    assert worker.ack(job) == OK
+
+
+def test_a_session_that_does_not_come_back_after_a_restart_is_interrupted_and_not_charged(world: World) -> None:
+    _, job = held_by(world)
+    world.restart()
+    world.live(LEASE_MS + PASS_MS)
+    task = world.task(job.id)
+    assert (task.state, task.crashes, task.interruptions) == (PENDING, 0, 1)
+
+
+def test_a_keeper_can_hold_the_leases_over_a_restart(world: World) -> None:
+    worker, job = held_by(world)
+    world.restart()
+    for _ in range(6):
+        Worker(world, "keeper").ask(m.Keepalive(worker.identity, worker.secret, 1))
+        world.live(HEARTBEAT_MS)
+    assert world.task(job.id).state == RUNNING
+
+
+def test_a_runner_that_died_while_the_broker_was_away_is_charged(world: World) -> None:
+    worker, job = held_by(world)
+    world.restart()
+    died(world, worker)
+    assert world.task(job.id).crashes == 1
+
+
+def test_a_task_given_back_after_a_restart_does_not_hide_the_older_ones_in_the_store(narrow: World) -> None:
+    worker = Worker(narrow, "w1", "email", credit=4)
+    ids = narrow.enqueue(*[b"%d" % number for number in range(12)])
+    first, *others = worker.jobs
+    worker.beat()
+    worker.release(first)
+    narrow.restart()
+    worker.resume(narrow, *others)
+    worker.release(others[-1])
+    taker = Worker(narrow, "w2", "email")
+    for _ in range(3):
+        taker.allow(1)
+    assert first.id in [job.id for job in taker.jobs]
+    taker.allow(20)
+    assert sorted(job.id for job in taker.jobs) == sorted(task_id for task_id in ids if task_id not in [job.id for job in others[:-1]])

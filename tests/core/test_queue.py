@@ -1,0 +1,124 @@
+"""The ready lines of a queue: hot head, cold tail, and the order in which tasks leave."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskq.core import queue as queue_module
+from taskq.core.queue import BATCH_BYTES, LINE_HOT_MIN, TASK_BYTES, Budget, Line, Queue
+from taskq.core.task import CANCELLED, PENDING, RUNNING, Options, Task
+
+BOTH = frozenset({"a", "b"})
+
+
+def task_at(position: int, task_type: str = "a", priority: int = 5, payload: bytes = b"") -> Task:
+    return Task(position.to_bytes(16, "big"), position, "q", Options(task_type, priority=priority), payload, PENDING, 0, position=position)
+
+
+def filled(*tasks: Task, bytes_max: int = 1 << 30) -> Queue:
+    queue = Queue("q", Budget(bytes_max))
+    for task in tasks:
+        queue.counts[PENDING] += 1
+        queue.line_of(task).add(task)
+    return queue
+
+
+def taken(queue: Queue, count: int, types: frozenset[str] = BOTH) -> list[int]:
+    """Pick and grant."""
+    positions = []
+    for tasks in queue.pick(types, count):
+        for task in tasks:
+            queue.move(task, RUNNING)
+            positions.append(task.position)
+    return positions
+
+
+def test_a_line_is_first_in_first_out() -> None:
+    queue = filled(*(task_at(position) for position in range(1, 6)))
+    assert taken(queue, 3) == [1, 2, 3]
+    assert taken(queue, 3) == [4, 5]
+
+
+def test_priority_goes_before_age() -> None:
+    queue = filled(task_at(1, priority=9), task_at(2, priority=0), task_at(3))
+    assert taken(queue, 3) == [2, 3, 1]
+
+
+def test_types_of_one_priority_leave_by_age_over_all_types() -> None:
+    queue = filled(task_at(1, "a"), task_at(2, "b"), task_at(3, "b"), task_at(4, "a"))
+    assert taken(queue, 4) == [1, 2, 3, 4]
+
+
+def test_types_that_the_consumer_does_not_run_are_passed_over() -> None:
+    queue = filled(task_at(1, "a"), task_at(2, "b"))
+    assert taken(queue, 5, frozenset({"b"})) == [2]
+
+
+def test_a_task_given_back_goes_to_its_old_place() -> None:
+    tasks = [task_at(position) for position in range(1, 6)]
+    queue = filled(*tasks)
+    taken(queue, 4)
+    for at in (3, 1):
+        queue.move(tasks[at], PENDING)
+    assert taken(queue, 5) == [2, 4, 5]
+
+
+def test_a_task_cancelled_in_the_middle_never_leaves_the_line() -> None:
+    tasks = [task_at(position) for position in range(1, 5)]
+    queue = filled(*tasks)
+    queue.move(tasks[1], CANCELLED)
+    queue.move(tasks[0], CANCELLED)
+    assert taken(queue, 4) == [3, 4]
+
+
+def test_no_more_payload_is_taken_at_once_than_a_batch_may_have() -> None:
+    half = bytes(BATCH_BYTES // 2)
+    line = filled(*(task_at(position, payload=half) for position in range(1, 5))).line(5, "a")
+    assert [task.position for task in line.peek(4, 100)] == [1, 2]
+    huge = filled(task_at(1, payload=bytes(BATCH_BYTES * 2))).line(5, "a")
+    assert len(huge.peek(4, 100)) == 1
+
+
+def test_the_budget_counts_what_is_hot() -> None:
+    queue = filled(task_at(1, payload=b"12345"), task_at(2))
+    assert queue.budget.bytes_used == 2 * TASK_BYTES + 5
+    taken(queue, 2)
+    assert queue.budget.bytes_used == 0
+
+
+def test_a_line_may_always_hold_its_minimum_and_then_goes_cold() -> None:
+    queue = filled(*(task_at(position) for position in range(1, LINE_HOT_MIN + 11)), bytes_max=0)
+    line = queue.line(5, "a")
+    assert (line.hot, line.cold) == (LINE_HOT_MIN, 10)
+
+
+@pytest.fixture
+def narrow_line(monkeypatch: pytest.MonkeyPatch) -> Line:
+    """Two hot tasks (1, 2) and two cold ones (3, 4)."""
+    monkeypatch.setattr(queue_module, "LINE_HOT_MIN", 2)
+    return filled(*(task_at(position) for position in range(1, 5)), bytes_max=0).line(5, "a")
+
+
+def test_an_arrival_goes_cold_while_the_tail_is_not_empty(narrow_line: Line) -> None:
+    narrow_line.remove(narrow_line.tasks[0])
+    late = task_at(5)
+    narrow_line.add(late)
+    assert not late.hot
+    assert narrow_line.cold == 3
+
+
+def test_nothing_overtakes_a_cold_head(narrow_line: Line) -> None:
+    queue = Queue("q", narrow_line.budget, lines={(5, "a"): narrow_line})
+    queue.counts[PENDING] = 4
+    late = task_at(9, "b")
+    queue.counts[PENDING] += 1
+    queue.line_of(late).add(late)
+    assert taken(queue, 9) == [1, 2]
+    assert taken(queue, 9, frozenset({"b"})) == [9]
+
+
+def test_a_line_that_runs_low_is_asked_for_once(narrow_line: Line) -> None:
+    queue = Queue("q", narrow_line.budget, lines={(5, "a"): narrow_line})
+    assert queue.low() == [narrow_line]
+    narrow_line.loading = True
+    assert queue.low() == []
