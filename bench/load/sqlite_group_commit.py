@@ -23,10 +23,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
+import msgpack
+
 from taskq.ids import make_id
 from taskq.storage.base import Row, WriteBatch
 from taskq.storage.journal import FileJournal
-from taskq.storage.sqlite import SqliteStore, _delete_tasks, _insert_tasks, _transact, chunks
+from taskq.storage.sqlite import SqliteStore, _bind_finished, _delete_tasks, _insert_finished, _insert_tasks, _transact, chunks
 
 PENDING, RUNNING, COMPLETED = 2, 3, 5
 FLUSH_TASKS = 4_000
@@ -34,6 +36,7 @@ FLUSH_BACKLOG_MAX = 20_000
 GRANT_HEAD_BYTES, ACK_HEAD_BYTES = 24, 17  # id + token, id + result, as a record carries them
 
 TURN_STEPS = 100_000
+PACK = msgpack.Packer().pack
 
 Batch = Sequence[Row]
 
@@ -62,12 +65,10 @@ def grant(connection: sqlite3.Connection, batch: Batch) -> None:
 
 
 def finish(connection: sqlite3.Connection, batch: Batch) -> None:
-    columns = "seq, id, queue, task_type, {}, priority, position, due_ms, {}, key, payload, result, meta"
-    target, source = columns.format("state", "finished_ms"), columns.format(COMPLETED, 1_700_000_000_000)
-    for rows in chunks(batch):
-        seqs = [row[0] for row in rows]
-        connection.execute(f"INSERT INTO finished ({target}) SELECT {source} FROM tasks WHERE seq IN ({', '.join('?' * len(seqs))})", seqs)
-        connection.execute(_delete_tasks(len(seqs)), seqs)
+    for rows in chunks(finished(batch)):
+        width, values = _bind_finished(rows, PACK)
+        connection.execute(_insert_finished(width, len(rows)), values)
+        connection.execute(_delete_tasks(len(rows)), [row[0] for row in rows])
 
 
 async def plain(folder: Path, batches: Sequence[Batch]) -> None:

@@ -3,8 +3,9 @@
 Rules.  Exactly one read-write connection, which alone checkpoints (two at once can corrupt the WAL in the SQLite versions most systems have).
 A transaction is one plain function that runs in the connection's thread in one hop: nothing can interleave with it or cancel it half-way.
 Rows travel in multi-row statements, never by `executemany`: each step of a statement hands the GIL over, and beside a busy event loop it
-takes milliseconds to come back.  COMMIT returns when the transaction survives power loss (synchronous=FULL).  This file knows SQL and
-nothing about tasks beyond the columns and the meaning of two states, pending (2) and failed (6).
+takes milliseconds to come back.  COMMIT returns when the transaction survives power loss (synchronous=FULL).  A finished row is never
+searched by most of its columns, and binding values is most of what a row costs, so it is a few columns and one packed `body`.  This file
+knows SQL and nothing about tasks beyond the columns and the meaning of two states, pending (2) and failed (6).
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from functools import cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import aiosqlite
+import msgpack
 
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
 
 T = TypeVar("T")
+Pack: TypeAlias = Callable[[Any], bytes]
 
 APPLICATION_ID = 0x7461736B  # "task"
 FORMAT = 1
 PENDING = 2
 CHUNKS = (500, 100, 20, 1)  # rows in one statement: few different texts, so that all stay in the connection's statement cache
+INSIDE_BYTES_MAX = 8_192  # of a finished payload and its result: to copy as much costs less than to bind two more values
 BUSY_SECONDS_MAX = 5.0
 CHECK_STEPS = 100_000  # of SQLite's machine, between two looks at whether a check is still wanted
 
@@ -46,26 +50,33 @@ PRAGMAS: dict[str, tuple[int | str, int | str]] = {
     "temp_store": ("MEMORY", 2),
 }
 
-_FIELDS = """seq INTEGER {seq}, id BLOB NOT NULL, queue TEXT NOT NULL, task_type TEXT NOT NULL, state INTEGER NOT NULL,
+_FIELDS = """seq INTEGER PRIMARY KEY, id BLOB NOT NULL, queue TEXT NOT NULL, task_type TEXT NOT NULL, state INTEGER NOT NULL,
     priority INTEGER NOT NULL, position INTEGER NOT NULL, due_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, key TEXT,
     payload BLOB NOT NULL, result BLOB NOT NULL, meta BLOB NOT NULL"""
 
 # `tasks`: live tasks and dead letters.  tasks_line begins with the constant state, else SQLite reads the rows too when it only counts.
-# `finished`: appended in finish order, pruned from its old end, so place has no gaps
+# `finished`: appended in finish order, pruned from its old end, so place has no gaps.  `body` is a msgpack list of the row's values but for
+# its id and finished_ms; queue and key are there for the index, and NULL without a key; payload and result are NULL if the body holds them
 SCHEMA = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
-    f"CREATE TABLE tasks ({_FIELDS.format(seq='PRIMARY KEY')})",
+    f"CREATE TABLE tasks ({_FIELDS})",
     "CREATE INDEX tasks_id ON tasks (id)",
     "CREATE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL",
     "CREATE INDEX tasks_line ON tasks (state, queue, priority, task_type, position) WHERE state = 2",
     "CREATE INDEX tasks_state ON tasks (state) WHERE state <> 2",
     "CREATE INDEX tasks_failed ON tasks (finished_ms) WHERE state = 6",
-    f"CREATE TABLE finished (place INTEGER PRIMARY KEY, {_FIELDS.format(seq='NOT NULL')})",
+    """CREATE TABLE finished (place INTEGER PRIMARY KEY, id BLOB NOT NULL, finished_ms INTEGER NOT NULL, body BLOB NOT NULL,
+    queue TEXT, key TEXT, payload BLOB, result BLOB)""",
     "CREATE INDEX finished_id ON finished (id)",
     "CREATE INDEX finished_key ON finished (queue, key) WHERE key IS NOT NULL",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {FORMAT}",
 )
+
+# the columns of a finished row; an insert names the first three, or five if a row of it has a key, or all if one is large
+FINISHED = ("id", "finished_ms", "body", "queue", "key", "payload", "result")
+BARE, KEYED, LARGE = 3, 5, 7
+READ = {"tasks": ("rowid", *COLUMNS), "finished": ("place", "id", "finished_ms", "body", "payload", "result")}
 
 _LIST = ", ".join(COLUMNS)
 _ROW = f"({', '.join('?' * len(COLUMNS))})"
@@ -100,8 +111,9 @@ def _insert_tasks(rows: int) -> str:
 
 
 @cache
-def _insert_finished(rows: int) -> str:
-    return f"INSERT INTO finished ({_LIST}) VALUES {', '.join([_ROW] * rows)}"
+def _insert_finished(width: int, rows: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return f"INSERT INTO finished ({', '.join(FINISHED[:width])}) VALUES {', '.join([row] * rows)}"
 
 
 @cache
@@ -111,13 +123,13 @@ def _delete_tasks(rows: int) -> str:
 
 @cache
 def _find_ids(table: str, rows: int) -> str:
-    return f"SELECT rowid, {_LIST} FROM {table} WHERE id IN ({', '.join('?' * rows)})"
+    return f"SELECT {', '.join(READ[table])} FROM {table} WHERE id IN ({', '.join('?' * rows)})"
 
 
 @cache
 def _find_keys(table: str, rows: int) -> str:
     wanted = f"WITH wanted (queue, key) AS (VALUES {', '.join(['(?, ?)'] * rows)})"
-    columns = ", ".join(f"t.{name}" for name in ("rowid", *COLUMNS))
+    columns = ", ".join(f"t.{name}" for name in READ[table])
     return f"{wanted} SELECT {columns} FROM wanted CROSS JOIN {table} t ON t.queue = wanted.queue AND t.key = wanted.key AND t.key IS NOT NULL"
 
 
@@ -128,6 +140,41 @@ def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
         while len(items) - at >= size:
             yield items[at : at + size]
             at += size
+
+
+# ---- finished rows: a few columns and a body ---------------------------------------------------------------------------------------------
+
+
+def _bind_finished(rows: Sequence[Row], pack: Pack) -> tuple[int, list[Any]]:
+    """The width of the narrowest insert that holds all these rows, and its values.  Blobs that are small enough to be copied become
+    bytearrays: sqlite3 looks for an adapter for each bytes and each None, which costs more than the rest of binding it."""
+    width = BARE
+    bound: list[tuple[Any, ...]] = []
+    for seq, id_, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, meta in rows:
+        outside = (None, None)
+        if large := len(payload) + len(result) > INSIDE_BYTES_MAX:
+            outside, payload, result = (payload, result), None, None
+        body = pack((seq, queue, task_type, state, priority, position, due_ms, key, payload, result, meta))
+        values: tuple[Any, ...] = (bytearray(id_), finished_ms, bytearray(body))
+        if large or key is not None:
+            width = LARGE if large else max(width, KEYED)
+            values += (None if key is None else queue, key, *outside)
+        bound.append(values)
+    if width > BARE:
+        bound = [(*values, None, None, None, None)[:width] for values in bound]
+    return width, list(chain.from_iterable(bound))
+
+
+def _bound(value: Any) -> Any:
+    """The value of a live row as it is bound, small blobs as bytearrays as above."""
+    return bytearray(value) if type(value) is bytes and len(value) <= INSIDE_BYTES_MAX else value
+
+
+def _finished_row(id_: bytes, finished_ms: int, body: bytes, payload_column: bytes | None, result_column: bytes | None) -> Row:
+    seq, queue, task_type, state, priority, position, due_ms, key, payload, result, meta = msgpack.unpackb(body)
+    if payload is None:
+        payload, result = payload_column, result_column
+    return (seq, id_, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, meta)
 
 
 # ---- transactions: plain functions that run in the connection's thread -------------------------------------------------------------------
@@ -145,14 +192,15 @@ def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
     return result
 
 
-def _apply(connection: sqlite3.Connection, batch: WriteBatch) -> None:
+def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> None:
     execute = connection.execute
     for seqs in chunks(sorted(batch.delete)):
         execute(_delete_tasks(len(seqs)), seqs)
     for rows in chunks(sorted(batch.put, key=itemgetter(0))):
-        execute(_insert_tasks(len(rows)), list(chain.from_iterable(rows)))
+        execute(_insert_tasks(len(rows)), [_bound(value) for value in chain.from_iterable(rows)])
     for rows in chunks(batch.finish):
-        execute(_insert_finished(len(rows)), list(chain.from_iterable(rows)))
+        width, values = _bind_finished(rows, pack)
+        execute(_insert_finished(width, len(rows)), values)
     for name, value in batch.meta.items():
         execute(SET_META, (name, value))
 
@@ -195,7 +243,8 @@ def _find(connection: sqlite3.Connection, ids: Sequence[bytes], keys: Sequence[t
             rows.update((row[0], row) for row in connection.execute(_find_ids(table, len(some_ids)), some_ids))
         for some_keys in chunks(keys):
             rows.update((row[0], row) for row in connection.execute(_find_keys(table, len(some_keys)), list(chain.from_iterable(some_keys))))
-        found += [rows[place][1:] for place in sorted(rows)]
+        ordered = [rows[place][1:] for place in sorted(rows)]
+        found += [_finished_row(*values) for values in ordered] if table == "finished" else ordered
     return found
 
 
@@ -267,6 +316,8 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection: aiosqlite.Connection | None = None
+        # one packer for all commits, for the connection's thread only; a blob of a kind that msgpack does not know is packed as a view of it
+        self._pack: Pack = msgpack.Packer(default=memoryview, buf_size=2 * INSIDE_BYTES_MAX).pack
 
     async def open(self) -> dict[str, int]:
         opening = asyncio.ensure_future(self._open())
@@ -306,7 +357,7 @@ class SqliteStore:
 
     async def commit(self, batch: WriteBatch) -> None:
         held = [batch]  # the thread keeps its last job until the next one comes: the job must not keep the payloads
-        await self._run(_transact, lambda connection: _apply(connection, held.pop()))
+        await self._run(_transact, lambda connection: _apply(connection, held.pop(), self._pack))
 
     async def prune(self, retention: Retention) -> Pruned:
         return await self._run(_transact, lambda connection: _prune(connection, retention))

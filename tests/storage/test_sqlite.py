@@ -9,10 +9,13 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from array import array
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
+import msgpack
 import pytest
 
 from taskq.errors import StartError, StoreCorrupt
@@ -127,6 +130,80 @@ async def test_old_dead_letters_are_found_by_their_index(store: SqliteStore) -> 
 
 async def test_counting_the_pending_tasks_does_not_read_their_payloads(store: SqliteStore) -> None:
     assert any("COVERING INDEX tasks_line" in step for step in await _plan(store, module.COUNTS))
+
+
+# ---- finished rows ------------------------------------------------------------------------------------------------------------------------
+
+SMALL, LARGE = b"s" * (module.INSIDE_BYTES_MAX - 3), b"l" * (module.INSIDE_BYTES_MAX - 2)
+
+
+def ended(seq: int, key: str | None = None, payload: Any = SMALL, result: Any = b"42!", finished_ms: int = 7) -> Row:
+    return (seq, seq.to_bytes(16, "big"), "email", "send", 5, -1, 2**62, 2**53 + 1, finished_ms, key, payload, result, b"\x00meta\xff")
+
+
+def columns(store: SqliteStore, names: str) -> Awaitable[list[tuple[Any, ...]]]:
+    return store._run(lambda c: c.execute(f"SELECT {names} FROM finished ORDER BY place").fetchall())
+
+
+MIXES = {
+    "bare": [ended(1), ended(2, payload=b"", result=b"")],
+    "with keys": [ended(1), ended(2, key="k"), ended(3, key=""), ended(4)],
+    "large": [ended(1), ended(2, payload=LARGE), ended(3, payload=b"", result=LARGE * 2), ended(4)],
+    "large before keys": [ended(1, payload=LARGE), ended(2, key="k"), ended(3, key="k", payload=LARGE), ended(4)],
+    "every kind, many": [ended(seq, "k" if seq % 7 == 0 else None, LARGE if seq % 90 == 0 else SMALL[:300]) for seq in range(1, 1022)],
+}
+
+
+@pytest.mark.parametrize("rows", MIXES.values(), ids=MIXES)
+async def test_finished_rows_of_any_mix_are_found_as_they_were_and_in_order(store: SqliteStore, rows: list[Row]) -> None:
+    await store.commit(WriteBatch(finish=rows))
+    assert await store.find([found[1] for found in reversed(rows)], []) == rows
+    assert await store.find([], [("email", "k")]) == [found for found in rows if found[9] == "k"]
+    assert await columns(store, "place") == [(place,) for place in range(1, len(rows) + 1)]
+
+
+async def test_a_finished_row_has_only_the_columns_that_it_needs(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(finish=[ended(1), ended(2, key="k"), ended(3, payload=LARGE), ended(4, key="k", result=LARGE)]))
+    assert await columns(store, "queue, key, payload, result") == [
+        (None, None, None, None),
+        ("email", "k", None, None),
+        (None, None, LARGE, b"42!"),
+        ("email", "k", SMALL, LARGE),
+    ]
+    assert [len(body) > len(SMALL) for (body,) in await columns(store, "body")] == [True, True, False, False]
+
+
+async def test_a_large_finished_payload_is_bound_uncopied() -> None:
+    payload, result = memoryview(LARGE), memoryview(b"42!")
+    width, values = module._bind_finished([ended(1), ended(2, payload=payload, result=result)], msgpack.packb)
+    assert width == len(module.FINISHED) == len(values) // 2
+    assert values[-2] is payload and values[-1] is result
+    assert len(values[-5]) < 100
+
+
+async def test_finished_blobs_may_be_buffers_of_any_kind_and_come_back_as_bytes(store: SqliteStore) -> None:
+    frame = bytearray(b"..hello..")
+    rows = [ended(1, payload=memoryview(frame)[2:7], result=array("B", b"r")), ended(2, payload=bytearray(LARGE), result=array("B", b"42!"))]
+    await store.commit(WriteBatch(finish=[(*found[:12], memoryview(found[12])) for found in rows]))
+    frame[:] = b"overwrite"
+    found = await store.find([rows[0][1], rows[1][1]], [])
+    assert found == [ended(1, payload=b"hello", result=b"r"), ended(2, payload=LARGE)]
+    assert all(type(value) is bytes for row in found for value in (row[1], *row[10:]))
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+async def test_a_finishing_commit_does_not_keep_its_payloads(store: SqliteStore, size: int) -> None:
+    frame = bytearray(size)
+    await store.commit(WriteBatch(finish=[ended(1, payload=memoryview(frame))]))
+    frame.extend(b"resizable again, since no view of it is left")
+
+
+async def test_a_finished_row_that_cannot_be_packed_leaves_nothing_behind(store: SqliteStore) -> None:
+    with pytest.raises(TypeError):
+        await store.commit(WriteBatch(put=[row(1)], finish=[ended(2), (*ended(3)[:12], object())]))
+    assert await store.load([2], 0, 10) == []
+    await store.commit(WriteBatch(finish=[ended(4)]))
+    assert await store.find([ended(seq)[1] for seq in (2, 3, 4)], []) == [ended(4)]
 
 
 # ---- threads and cancellation -------------------------------------------------------------------------------------------------------------
