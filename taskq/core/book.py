@@ -81,6 +81,7 @@ class Book:
         self.timers: list[tuple[int, int, Any]] = []
         self.touched: dict[str, None] = {}
         self.dirty: list[Task] = []
+        self.taken: list[Task] = []
         self.suspects: set[bytes] = set()
         self.pass_ms = 0
         self.gap_until_ms = 0
@@ -122,10 +123,10 @@ class Book:
 
     def take_dirty(self) -> list[Task]:
         """The tasks whose rows are behind, for a flush: it makes their rows as they are now, in its own time (`Shared.before_change`)."""
-        dirty, self.dirty = self.dirty, []
-        for task in dirty:
+        self.taken, self.dirty = self.dirty, []
+        for task in self.taken:
             task.dirty = TAKEN
-        return dirty
+        return self.taken
 
     def let_go(self, task: Task) -> None:
         """The lease of a task ends."""

@@ -21,9 +21,8 @@ def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None
     ids = split(command.message.ids, ID_BYTES)
     if not 1 <= len(ids) <= TASKS_MAX or len(command.message.ids) % ID_BYTES:
         return [], error_of(BadRequest(f"ids: send 1 to {TASKS_MAX} ids of {ID_BYTES} bytes", field="ids"))
-    missing = tuple(task_id for task_id in ids if task_id not in book.tasks)
-    if missing and known is None:
-        return [], FindLoad(missing, (), command)
+    if known is None and any(task_id not in book.tasks for task_id in ids):
+        return [], FindLoad(tuple(ids), (), command)
     tasks = [book.tasks.get(task_id) or (known or {}).get(task_id) for task_id in ids]
     idle = {task.id: task for task in tasks if task is not None and task.state not in FINAL and task.state != RUNNING}
     running = {task.id: task for task in tasks if task is not None and task.state == RUNNING}

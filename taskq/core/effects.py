@@ -38,7 +38,8 @@ class Reply:
 
 @attrs.frozen
 class FindLoad:
-    """Ask the store for the rows with these ids or (queue, key) pairs; the parked command is decided again with what was found."""
+    """Ask the store for the rows with these ids or (queue, key) pairs; the parked command is decided again with what was found.
+    It asks for all that the command is about: what is in memory now may have left it by then."""
 
     ids: tuple[bytes, ...]
     keys: tuple[tuple[str, str], ...]

@@ -139,12 +139,13 @@ def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], 
     """The question to the store, if memory alone cannot say that these tasks are new."""
     aged = [] if _are_fresh(ids, now_ms) else [task_id for task_id in ids if now_ms - ms_of_id(task_id) > FRESH_MS]
     asked = ids if command.resent else aged
-    asked = [task_id for task_id in asked if task_id not in book.tasks]
-    keys = {(message.queue, key) for key in message.keys if key is not None and (message.queue, key) not in book.keys}
-    if (not asked and not keys) or len(errors) == len(ids):
+    keys = {(message.queue, key) for key in message.keys if key is not None}
+    unknown = any(task_id not in book.tasks for task_id in asked) or any(key not in book.keys for key in keys)
+    if not unknown or len(errors) == len(ids):
         return None
     message.ids = b"".join(ids)
-    return FindLoad(tuple(asked), tuple(sorted(keys)), command)
+    asked = [*asked, *(task_id for task_id in ids if task_id in book.tasks)]
+    return FindLoad(tuple(dict.fromkeys(asked)), tuple(sorted(keys)), command)
 
 
 def _admit(

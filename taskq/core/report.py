@@ -149,10 +149,8 @@ def _check_tokens(book: Book, command: Command, known: Known | None) -> tuple[li
     """The tasks whose token is current, with their index, and the outcome of each.  A report that is sent again finds its own final state."""
     message = command.message
     ids = split(message.ids, ID_BYTES)
-    if command.resent and known is None:
-        missing = tuple(task_id for task_id in ids if task_id not in book.tasks)
-        if missing:
-            return FindLoad(missing, (), command)
+    if command.resent and known is None and any(task_id not in book.tasks for task_id in ids):
+        return FindLoad(tuple(ids), (), command)
     outcomes = bytearray(len(ids))
     good: list[tuple[int, Task]] = []
     get = book.tasks.get

@@ -246,6 +246,21 @@ class ShardMachine(RuleBasedStateMachine):
             if not current[at] and not any(other.id == job.id and good for other, good in zip(chosen.values(), current, strict=True)):
                 assert row_of(self.world.task(job.id)) == before[job.id], "a stale token changed something"
 
+    def _superseded(self) -> list[Job]:
+        """Runs that ended while their task is being run again."""
+        jobs = [job for worker in self.workers for job in worker.jobs]
+        tokens = {job.token: self.model.tasks[job.id].token for job in jobs}
+        return [job for job in jobs if tokens[job.token] not in (0, int.from_bytes(job.token, "big"))]
+
+    @precondition(lambda self: self.connected and self._superseded())
+    @rule(data=st.data(), what=st.sampled_from(["ack", "fail", "discard", "release"]), resent=st.booleans())
+    def reports_on_an_earlier_run(self, data: Any, what: str, resent: bool) -> None:
+        job = self._pick(data, self._superseded())
+        before = row_of(self.world.task(job.id))
+        told = self._pick(data, self.connected).ask(_report(what, [job]), resent=resent)
+        assert told.outcomes == bytes([m.REPORT_LEASE_LOST])
+        assert row_of(self.world.task(job.id)) == before, "a stale token changed something"
+
     @precondition(lambda self: self.connected)
     @rule(data=st.data(), drops=st.booleans())
     def beats(self, data: Any, drops: bool) -> None:

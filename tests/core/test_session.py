@@ -202,6 +202,7 @@ def test_deliveries_and_credit_count_on_from_what_was_received(world: World) -> 
     worker.resume(world, first, received=1)
     assert len(worker.jobs) == 2
     worker.take("email")
+    assert len(worker.jobs) == 2
     worker.allow(1)
     assert [job.delivery for job in worker.jobs] == [1, 2, 2]
 
