@@ -9,6 +9,7 @@ and any id names its slot without a look-up.  Clients make them; sixteen zero by
 from __future__ import annotations
 
 import random
+from struct import unpack_from
 from zlib import crc32
 
 SLOTS = 4096
@@ -42,5 +43,5 @@ def is_valid(task_id: bytes) -> bool:
 
 
 def split(block: bytes, size: int) -> list[bytes]:
-    """Cut a block of ids (size 16) or tokens (size 8) into its members."""
-    return [block[at : at + size] for at in range(0, len(block), size)]
+    """Cut a block of ids (size 16) or tokens (size 8) into its members; what is left over at the end is none."""
+    return list(unpack_from(f"{size}s" * (len(block) // size), block))

@@ -22,6 +22,8 @@ from children import HERE, WAIT_S, Program, Rate
 import taskq
 from taskq import Client
 from taskq.core.task import COMPLETED
+from taskq.storage.base import COLUMNS
+from taskq.storage.sqlite import finished_row
 
 QUEUE = "bench"
 LOOK_S = 0.002
@@ -76,6 +78,9 @@ class Broker:
             return program.last_words()
 
 
+ID, STATE = COLUMNS.index("id"), COLUMNS.index("state")
+
+
 @contextmanager
 def broker(settings: Settings) -> Iterator[Broker]:
     """A broker with an empty data folder.  When it has ended, what its workers ran is compared with what it has kept."""
@@ -99,10 +104,14 @@ def environment() -> dict[str, str]:
 
 def check_each_once(store: Path, ran: int) -> None:
     with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
-        rows, ids = connection.execute("SELECT count(*), count(DISTINCT id) FROM finished WHERE state = ?", [COMPLETED]).fetchone()
+        rows = [finished_row(*row) for row in connection.execute("SELECT id, finished_ms, body, payload, result FROM finished")]
         left = connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
-    if not ran == rows == ids or left:
-        raise RuntimeError(f"the workers ran {ran} tasks, the broker has {rows} completed ones with {ids} ids, and {left} that are not")
+    completed = [row[ID] for row in rows if row[STATE] == COMPLETED]
+    if not ran == len(completed) == len(set(completed)) == len(rows) or left:
+        raise RuntimeError(
+            f"the workers ran {ran} tasks, the broker has {len(completed)} completed ones with {len(set(completed))} ids, "
+            f"{len(rows) - len(completed)} that ended otherwise and {left} that did not end"
+        )
 
 
 def finish(url: str, last: str) -> int:

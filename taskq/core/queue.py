@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 
 import attrs
 
-from taskq.core.task import PENDING, RUNNING, STATES, Task
+from taskq.core.task import PENDING, RUNNING, STATES, Options, Task
 
 TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
@@ -106,6 +106,8 @@ class Queue:
     budget: Budget
     lines: dict[tuple[int, str], Line] = attrs.field(factory=dict)
     counts: list[int] = attrs.field(factory=lambda: [0] * len(STATES))
+    _options: Options | None = None
+    _line: Line | None = None
 
     def line(self, priority: int, task_type: str) -> Line:
         line = self.lines.get((priority, task_type))
@@ -114,7 +116,11 @@ class Queue:
         return line
 
     def line_of(self, task: Task) -> Line:
-        return self.line(task.options.priority, task.options.task_type)
+        """The task's line; nearly always that of the task before, which came in the same frame and shares its options."""
+        options = task.options
+        if options is not self._options or self._line is None:
+            self._options, self._line = options, self.line(options.priority, options.task_type)
+        return self._line
 
     def move(self, task: Task, state: int) -> None:
         """Change a task's state and keep the counts and the line right."""

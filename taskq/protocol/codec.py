@@ -1,7 +1,7 @@
 """Messages to bytes and back.
 
-A message travels as a *head*, the msgpack array of its fields in the order of the class, and its *payloads*, raw bytes behind the head.  Payloads
-are never copied here: encoding hands on the views that it was given, decoding slices views from what was received.
+A message travels as a *head*, the msgpack array of its fields in the order of the class, and its *payloads*, raw bytes behind the head.  Encoding
+hands on the payloads that it was given, decoding slices views from what was received; only payloads of 1 KiB and less become bytes here.
 
 Rules:
 - Everything that comes from the peer is checked: the type of each field and list entry, ranges, block sizes, payload sizes.  What is wrong is a
@@ -14,7 +14,7 @@ PURE.  What it must not know: sessions, what the fields mean, sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from operator import attrgetter
 from struct import Struct
@@ -24,6 +24,7 @@ import attrs
 import msgpack
 
 from taskq.core import messages as m
+from taskq.core.task import COPY_BYTES_MAX
 from taskq.errors import BadRequest, ProtocolError
 from taskq.ids import ID_BYTES, TOKEN_BYTES
 from taskq.protocol import guard
@@ -245,13 +246,14 @@ def _no_extension(code: int, data: bytes) -> Any:
     raise ValueError("extension types are not used")
 
 
-def _cut(plan: Plan, sizes: list[int], payload: memoryview) -> list[memoryview]:
-    """The payloads as views, one behind the other."""
+def _cut(plan: Plan, sizes: list[int], payload: memoryview) -> Sequence[Buffer]:
+    """The payloads, one behind the other: as views, or, where all are so small that views of them would be copied later, as bytes."""
     ends = [*accumulate(sizes)]
     total = ends[-1] if ends else 0
     if total != len(payload):
         raise _wrong(plan, "payloads", f"the sizes add up to {total}, but {len(payload)} bytes follow the head")
-    return [payload[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    whole = bytes(payload) if max(sizes, default=0) <= COPY_BYTES_MAX else payload
+    return [whole[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 def _wrong(plan: Plan, field: str, text: str) -> ProtocolError:

@@ -170,7 +170,8 @@ def _bound(value: Any) -> Any:
     return bytearray(value) if type(value) is bytes and len(value) <= INSIDE_BYTES_MAX else value
 
 
-def _finished_row(id_: bytes, finished_ms: int, body: bytes, payload_column: bytes | None, result_column: bytes | None) -> Row:
+def finished_row(id_: bytes, finished_ms: int, body: bytes, payload_column: bytes | None, result_column: bytes | None) -> Row:
+    """The row that these columns of a finished one make."""
     seq, queue, task_type, state, priority, position, due_ms, key, payload, result, meta = msgpack.unpackb(body)
     if payload is None:
         payload, result = payload_column, result_column
@@ -244,7 +245,7 @@ def _find(connection: sqlite3.Connection, ids: Sequence[bytes], keys: Sequence[t
         for some_keys in chunks(keys):
             rows.update((row[0], row) for row in connection.execute(_find_keys(table, len(some_keys)), list(chain.from_iterable(some_keys))))
         ordered = [rows[place][1:] for place in sorted(rows)]
-        found += [_finished_row(*values) for values in ordered] if table == "finished" else ordered
+        found += [finished_row(*values) for values in ordered] if table == "finished" else ordered
     return found
 
 

@@ -66,10 +66,18 @@ def test_payload_buffers_are_handed_on_uncopied() -> None:
 
 
 def test_decoded_payloads_are_views_of_what_was_received() -> None:
-    kind, head, payload = parts(m.Ack([b"one", b"", b"three"], ID * 3, bytes(24)))
+    kind, head, payload = parts(m.Ack([b"one", b"", b"3" * 1_025], ID * 3, bytes(24)))
     message = decode(kind, head, payload)
-    assert [bytes(view) for view in message.payloads] == [b"one", b"", b"three"]
+    assert [bytes(view) for view in message.payloads] == [b"one", b"", b"3" * 1_025]
     assert all(view.obj is payload.obj for view in message.payloads)
+
+
+def test_payloads_that_are_all_small_are_decoded_as_bytes() -> None:
+    given = [b"one", b"", b"3" * 1_024]
+    kind, head, payload = parts(m.Ack(given, ID * 3, bytes(24)))
+    message = decode(kind, head, payload)
+    assert message.payloads == given
+    assert {type(part) for part in message.payloads} == {bytes}
 
 
 def test_missing_trailing_fields_take_the_defaults_of_an_old_peer() -> None:

@@ -173,7 +173,7 @@ def test_payloads_share_the_memory_of_the_chunk() -> None:
 
 
 def test_payloads_of_a_frame_across_chunks_share_one_joined_buffer_and_later_frames_the_chunk() -> None:
-    big, small = frame(m.Ack([b"a" * 50_000, b"b" * 50_000], ID * 2, bytes(16))), frame(m.Ack([b"c" * 500], ID, bytes(8)))
+    big, small = frame(m.Ack([b"a" * 50_000, b"b" * 50_000], ID * 2, bytes(16))), frame(m.Ack([b"c" * 5_000], ID, bytes(8)))
     decoder = FrameDecoder(MAX)
     assert decoder.feed(big[:60_000]) == []
     chunk = big[60_000:] + small
