@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from taskq import App, AsyncClient, testing
+from taskq import App, AsyncClient, Discard, testing
 from taskq.actors import store
 from taskq.clock import ManualClock
 from taskq.config import BrokerConfig
@@ -153,7 +153,28 @@ async def test_finished_tasks_are_forgotten_after_their_retention(monkeypatch: p
                 await client.get(handle.id)
 
 
+async def test_dead_letters_are_forgotten_after_their_retention_and_not_counted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PRUNE_S", 0.05)
+    clock, app = ManualClock(), App()
+
+    @app.task
+    async def hopeless() -> None:
+        raise Discard("no")
+
+    async with testing.broker(app, clock=clock, retention_failed="1h") as node, AsyncClient(node.tcp) as client:
+        async with testing.worker(app, node):
+            handle = await hopeless.enqueue()
+            assert (await client.wait(handle, timeout=10)).state == "failed"
+        assert [row["failed"] for row in await client.queues()] == [1]
+        clock.advance(7_200)
+        while (await client.queues())[0]["failed"]:
+            await asyncio.sleep(0)
+        with pytest.raises(NotFound):
+            await client.get(handle.id)
+
+
 async def test_the_store_takes_only_what_the_journal_has_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "FLUSH_S", 0.02)
     gate, synced = threading.Event(), FileJournal.sync
 
     def sync(journal: FileJournal) -> None:
@@ -199,7 +220,8 @@ async def test_more_tasks_than_memory_takes_wait_in_the_store_and_come_in_their_
     assert ran == list(range(10_001))
 
 
-async def test_an_idle_node_writes_nothing(tmp_path: Path) -> None:
+async def test_an_idle_node_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "FLUSH_S", 0.05)
     async with testing.broker(data=tmp_path, durability="fsync") as node, AsyncClient(node.tcp) as client:
         handle = await client.enqueue("work", {})
         while node._store.flushed_lsn < node._journal.last_lsn:

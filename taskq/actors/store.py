@@ -19,7 +19,8 @@ from taskq.actors.journal import JournalActor
 from taskq.actors.shard import ShardActor
 from taskq.clock import Clock
 from taskq.core.book import Shared
-from taskq.core.effects import Command, FindLoad, Flushed, Found, LineLoad, LineLoaded
+from taskq.core.effects import Command, FindLoad, Flushed, Forgotten, Found, LineLoad, LineLoaded
+from taskq.core.ring import Ring
 from taskq.core.task import PENDING, TAKEN, Task
 from taskq.errors import Overloaded
 from taskq.storage.base import Retention, Store, WriteBatch
@@ -50,6 +51,7 @@ class StoreActor:
         self._shared = shared
         self._clock = clock
         self._retention = retention
+        self._ring = Ring(len(shards))
         self._loads: deque[tuple[ShardActor, FindLoad | LineLoad]] = deque()
         self._wake = asyncio.Event()
         self._stopping = False
@@ -153,6 +155,8 @@ class StoreActor:
         retention = self._retention(self._clock.now_ms())
         while (pruned := await self._store.prune(retention)).rows:
             self._shared.pruned_id_ms = max(self._shared.pruned_id_ms, pruned.id_ms_max)
+            for queue, tasks in pruned.failed:
+                self._shards[self._ring.of_queue(queue)].tell(Command(0, 0, Forgotten(queue, tasks)))
             if self._loads or self._dirty_tasks() >= FLUSH_TASKS or pruned.rows < retention.rows_max:
                 break
 

@@ -129,6 +129,14 @@ class LineLoaded:
 
 
 @attrs.define
+class Forgotten:
+    """The store has deleted so many dead letters of this queue, because their retention has passed."""
+
+    queue: str
+    tasks: int
+
+
+@attrs.define
 class Flushed:
     """The store has committed these tasks as they were when they were taken."""
 

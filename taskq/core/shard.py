@@ -21,7 +21,7 @@ from taskq.core.lease import PASS_MS, decide_held, decide_over, expire
 from taskq.core.lookup import decide_get, decide_inspect
 from taskq.core.report import decide_ack, decide_fail, decide_release, evolve_completed, evolve_ended
 from taskq.core.timer import decide_tick, evolve_promoted, promote
-from taskq.core.window import decide_flushed, decide_line_loaded
+from taskq.core.window import decide_flushed, decide_forgotten, decide_line_loaded
 
 DECIDE: dict[type, Callable[[Book, fx.Command, int, Any], Decision]] = {
     m.Enqueue: decide_enqueue,
@@ -37,6 +37,7 @@ DECIDE: dict[type, Callable[[Book, fx.Command, int, Any], Decision]] = {
     fx.Tick: decide_tick,
     fx.LineLoaded: decide_line_loaded,
     fx.Flushed: decide_flushed,
+    fx.Forgotten: decide_forgotten,
 }
 
 EVOLVE: dict[type, Callable[[Book, Any], None]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskq.core import effects as fx
 from taskq.core.book import Book, Decision
-from taskq.core.task import CLEAN, FINAL, PENDING
+from taskq.core.task import CLEAN, FAILED, FINAL, PENDING
 
 
 def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
@@ -19,6 +19,13 @@ def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: obje
             book.adopt(task)
             line.load(task)
     book.touched[load.queue] = None
+    return [], None
+
+
+def decide_forgotten(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
+    """Dead letters are kept by count."""
+    message: fx.Forgotten = command.message
+    book.queue(message.queue).counts[FAILED] -= message.tasks
     return [], None
 
 

@@ -68,10 +68,12 @@ class Retention:
 
 @attrs.frozen
 class Pruned:
-    """How many rows were deleted, and the highest id time (ms) among them (0 if none; `PRUNED_ID_MS` of meta remembers it)."""
+    """How many rows were deleted, and the highest id time (ms) among them (0 if none; `PRUNED_ID_MS` of meta remembers it).  `failed`: how many
+    of them were dead letters, as (queue, rows) by queue."""
 
     rows: int
     id_ms_max: int
+    failed: tuple[tuple[str, int], ...] = ()
 
 
 class Store(Protocol):

@@ -93,7 +93,7 @@ class MemoryStore:
         id_ms_max = max((ms_of_id(row[ID]) for row in gone), default=0)
         if gone:
             contents.meta[PRUNED_ID_MS] = max(contents.meta.get(PRUNED_ID_MS, 0), id_ms_max)
-        return Pruned(len(gone), id_ms_max)
+        return Pruned(len(gone), id_ms_max, tuple(sorted(Counter(row[QUEUE] for row in failed[: retention.rows_max]).items())))
 
     async def checkpoint(self) -> None:
         """Nothing to do."""

@@ -99,6 +99,7 @@ OLD_FINISHED_IDS = "SELECT max(id) FROM finished WHERE place <= ?"
 DELETE_FINISHED = "DELETE FROM finished WHERE place <= ?"
 _OLD_FAILED = "FROM tasks WHERE state = 6 AND finished_ms < ? ORDER BY finished_ms, seq LIMIT ?"
 OLD_FAILED_IDS = f"SELECT max(id) FROM (SELECT id {_OLD_FAILED})"
+OLD_FAILED_QUEUES = f"SELECT queue, count(*) FROM (SELECT queue {_OLD_FAILED}) GROUP BY queue ORDER BY queue"
 DELETE_FAILED = f"DELETE FROM tasks WHERE seq IN (SELECT seq {_OLD_FAILED})"
 
 
@@ -211,10 +212,11 @@ def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
     old_failed = (retention.failed_before_ms, retention.rows_max)
     ids = [*connection.execute(OLD_FINISHED_IDS, (last,)).fetchone(), *connection.execute(OLD_FAILED_IDS, old_failed).fetchone()]
     id_ms_max = max((ms_of_id(id_) for id_ in ids if id_ is not None), default=0)
+    failed = tuple(connection.execute(OLD_FAILED_QUEUES, old_failed).fetchall())
     rows = connection.execute(DELETE_FINISHED, (last,)).rowcount + connection.execute(DELETE_FAILED, old_failed).rowcount
     if rows:
         connection.execute(RAISE_META, (PRUNED_ID_MS, id_ms_max))
-    return Pruned(rows, id_ms_max)
+    return Pruned(rows, id_ms_max, failed)
 
 
 def _last_old(connection: sqlite3.Connection, retention: Retention) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from sim.loop import Process, VirtualLoop
 from taskq.actors.shard import ShardActor
 from taskq.config import BrokerConfig
 from taskq.core import records as r
-from taskq.core.effects import Effects, Reply
+from taskq.core.effects import Effects, Forgotten, Reply
 from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
 from taskq.core.session import House, Terms
@@ -115,6 +116,16 @@ class SimNode(Node):
     @property
     def shards(self) -> list[Shard]:
         return [actor.shard for actor in self._shards]
+
+    @property
+    def forgotten(self) -> Counter[str]:
+        """The dead letters of each queue that the store has deleted, and that their shard has not heard of yet."""
+        found: Counter[str] = Counter()
+        for actor in self._shards:
+            for command in actor._mailbox:
+                if type(command.message) is Forgotten:
+                    found[command.message.queue] += command.message.tasks
+        return found
 
     def session(self, session: bytes) -> Any:
         return self._consumers.get(session)

@@ -53,7 +53,6 @@ class Known:
     cancel_requested: bool = False
     result: bytes = b""
     pruned: bool = False
-    counted_yet: bool = False
 
 
 @attrs.frozen
@@ -109,8 +108,6 @@ class Model:
         fact = Fact(self.last_lsn, None, 0, pruned=tuple(gone))
         self.facts.append(fact)
         self._pruned(fact)
-        for task_id in gone:
-            self.tasks[task_id].counted_yet = True
 
     def _pruned(self, fact: Fact) -> None:
         for task_id in fact.pruned:
@@ -122,8 +119,8 @@ class Model:
                 del self.keys[task.queue, task.key]
 
     def counts(self) -> Counter[tuple[str, str]]:
-        """The tasks of each queue and state that its shard counts; dead letters that were pruned are counted until the next start."""
-        return Counter((task.queue, task.state) for task in self.tasks.values() if task.state in COUNTED and (task.counted_yet or not task.pruned))
+        """The tasks of each queue and state that its shard counts."""
+        return Counter((task.queue, task.state) for task in self.tasks.values() if task.state in COUNTED and not task.pruned)
 
     # ---- records
 
@@ -395,13 +392,14 @@ class History:
             if stored != expected:
                 raise Violation(f"task {task.id.hex()} has {name} {stored!r} in the store, the records say {expected!r}")
 
-    def check_shards(self, shards: list[Any]) -> None:
-        """The invariants that the shards can see themselves, and their counts."""
+    def check_shards(self, shards: list[Any], forgotten: Counter[str]) -> None:
+        """The invariants that the shards can see themselves, and their counts; `forgotten`: dead letters that they are about to be told of."""
         counts: Counter[tuple[str, str]] = Counter()
         for shard in shards:
             _check_itself(shard)
             for queue in shard.queues.values():
                 counts.update({(queue.name, state): queue.counts[STATES.index(state)] for state in COUNTED})
+        counts.subtract({(queue, "failed"): tasks for queue, tasks in forgotten.items()})
         expected = self.model.counts()
         for name in sorted({*counts, *expected}):
             if counts[name] != expected[name]:

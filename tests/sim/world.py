@@ -217,7 +217,7 @@ class World:
             await asyncio.sleep(LOOK_S)
             node = self.machine.node
             if self.machine.process.alive and node is not None and node.ready and not node.failed.done():
-                self._check(self.history.check_shards, node.shards)
+                self._check(self.history.check_shards, node.shards, node.forgotten)
 
     # ---- the broker lives and dies
 
@@ -331,7 +331,7 @@ class World:
     async def _last_start(self) -> None:
         """A clean stop and one more start: what is stored is what was decided."""
         self._check(self.history.check_end)
-        self._check(self.history.check_shards, self.machine.node.shards)
+        self._check(self.history.check_shards, self.machine.node.shards, self.machine.node.forgotten)
         self.checking = True
         await self.machine.process.spawn(self.stop())
         self._start()

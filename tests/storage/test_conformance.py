@@ -265,9 +265,10 @@ async def test_prune_is_bounded_and_can_empty_the_store(store: Store) -> None:
 
 
 async def test_prune_takes_dead_letters_by_age_and_leaves_everything_else(store: Store) -> None:
-    dead = [row(seq, state=FAILED, finished_ms=seq * 10) for seq in range(1, 5)]
+    queues = ("b", "a", "b", "a")
+    dead = [row(seq, state=FAILED, finished_ms=seq * 10, queue=queue) for seq, queue in enumerate(queues, 1)]
     await store.commit(WriteBatch(put=[*dead, row(8), row(9, state=RETRYING)]))
-    assert await store.prune(Retention(1000, 31, 100)) == Pruned(3, ms_of_id(dead[2][1]))
+    assert await store.prune(Retention(1000, 31, 100)) == Pruned(3, ms_of_id(dead[2][1]), (("a", 1), ("b", 2)))
     assert seqs(await everything(store)) == [4, 8, 9]
 
 
