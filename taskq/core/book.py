@@ -79,6 +79,7 @@ class Book:
         self.subscribers: dict[str, list[Consumer]] = {}
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
+        self.dead_timers = 0
         self.touched: dict[str, None] = {}
         self.dirty: list[Task] = []
         self.taken: list[Task] = []

@@ -12,7 +12,7 @@ from taskq.core.effects import Command, FindLoad, Reply
 from taskq.core.enqueue import TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import CancelAsked, Dropped
-from taskq.core.task import CANCELLED, FINAL, RUNNING, Task
+from taskq.core.task import CANCELLED, FINAL, RUNNING, TIMED, Task
 from taskq.errors import BadRequest
 from taskq.ids import ID_BYTES, slot_of_id, split
 
@@ -48,6 +48,7 @@ def evolve_dropped(book: Book, record: Dropped) -> None:
     for task_id in split(record.ids, ID_BYTES):
         task = book.tasks[task_id]
         book.touch(task)
+        book.dead_timers += task.state in TIMED
         book.queue(task.queue).move(task, CANCELLED)
         task.finished_ms = record.now_ms
         answer_waiters(book, task, record.now_ms)

@@ -31,6 +31,7 @@ def answer_waiters(book: Book, task: Task, now_ms: int) -> None:
     """The task is final: whoever waits for it is told."""
     for command in book.waiters.pop(task.id, ()):
         book.effects.reply(command, shown(book, task, now_ms))
+        book.dead_timers += 1
 
 
 def shown(book: Book, task: Task, now_ms: int) -> m.TaskInfo:

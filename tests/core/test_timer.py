@@ -76,3 +76,27 @@ def test_timers_survive_a_restart(world: World) -> None:
     assert world.get(task_id)["state"] == "scheduled"
     world.tick(1)
     assert world.get(task_id)["state"] == "pending"
+
+
+def test_timers_of_cancelled_tasks_do_not_stay_until_they_would_have_come_due(world: World) -> None:
+    kept = world.enqueue(b"kept", delays_ms=5_000)
+    for _ in range(2):
+        ids = world.enqueue(*[b""] * 900, delays_ms=1_000_000)
+        world.client.say(m.Cancel(b"".join(ids)))
+        world.run()
+    world.tick(1)
+    assert len(world.shard.timers) < 1_000
+    world.tick(5_000)
+    assert world.get(*kept)["state"] == "pending"
+
+
+def test_waits_that_were_answered_do_not_stay_until_they_would_have_ended(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1_500)
+    ids = [task_id for _ in range(3) for task_id in world.enqueue(*[b""] * 500)]
+    for task_id in ids:
+        world.client.say(m.Get(task_id, 60_000))
+    world.run()
+    for job in worker.jobs:
+        worker.ack(job)
+    world.tick(1)
+    assert len(world.shard.timers) < 1_000
