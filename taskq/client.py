@@ -147,16 +147,20 @@ class AsyncClient:
         """A few frames ahead of the answers, so that neither side waits for the other and neither holds everything."""
         waiting: deque[tuple[int, asyncio.Future[m.Enqueued]]] = deque()
         found: list[TaskHandle[Any] | TaskqError] = []
-        for part in frames(items):
-            if len(waiting) >= BULK_FRAMES_MAX:
+        try:
+            for part in frames(items):
+                if len(waiting) >= BULK_FRAMES_MAX:
+                    found += await self._outcomes(*waiting.popleft())
+                channel = self._open()
+                future: asyncio.Future[m.Enqueued] = channel.loop.create_future()
+                channel.request(self._message(options.queue, part, [task_type], [options]), future, deadline_s)
+                waiting.append((len(part), future))
+                await asyncio.sleep(0)
+            while waiting:
                 found += await self._outcomes(*waiting.popleft())
-            channel = self._open()
-            future: asyncio.Future[m.Enqueued] = channel.loop.create_future()
-            channel.request(self._message(options.queue, part, [task_type], [options]), future, deadline_s)
-            waiting.append((len(part), future))
-            await asyncio.sleep(0)
-        while waiting:
-            found += await self._outcomes(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
         return found
 
     async def _outcomes(self, tasks: int, future: asyncio.Future[m.Enqueued]) -> list[TaskHandle[Any] | TaskqError]:
@@ -353,6 +357,8 @@ def _wait(future: concurrent.futures.Future[T]) -> T:
     """The result of a future of another thread; an interrupted wait gives the work up."""
     try:
         return future.result()
+    except concurrent.futures.CancelledError:
+        raise BrokerUnavailable("the client was closed before the call had ended") from None
     except BaseException:
         future.cancel()
         raise
@@ -375,10 +381,19 @@ class _Background:
         return cls(os.getpid(), loop, thread, client)
 
     def end(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.client.close(), self.loop).result()
+        asyncio.run_coroutine_threadsafe(self._finish(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
+
+    async def _finish(self) -> None:
+        """Close, and end the calls of other threads that would go on to another step, for which nobody is there any more."""
+        await self.client.close()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self.client.close()
 
 
 class Client:

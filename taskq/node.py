@@ -106,7 +106,7 @@ class Node:
         if recovered.replayed:
             self._parts.enter_context(self._checking(store.path))
         self._listener = await enter(self._listening())
-        self._http = await enter(self._serving_http())
+        await enter(self._serving_http())
         self._started_ms = self.clock.now_ms()
         for actor in self._shards:
             actor.wake()
@@ -241,12 +241,18 @@ class Node:
 
     def _pulse(self) -> None:
         """A few times a second: let the store look at its backlog, forget sessions that are over."""
-        self._store.look()
-        now_ms = self.clock.now_ms()
+        try:
+            self._store.look()
+            self._forget_sessions(self.clock.now_ms())
+        except Exception as crash:
+            self._crashed(crash)
+            raise
+        self._timer = self._loop.call_later(PULSE_S, self._pulse)
+
+    def _forget_sessions(self, now_ms: int) -> None:
         for consumer in [each for each in self._consumers.values() if not each.origin and (each.over or each.deadline_ms < now_ms)]:
             if not any(consumer.session in actor.shard.held for actor in self._shards):
                 del self._consumers[consumer.session]
-        self._timer = self._loop.call_later(PULSE_S, self._pulse)
 
     # ---- what it says --------------------------------------------------------------------------------------------------------------
 
@@ -296,11 +302,14 @@ class Node:
             await asyncio.sleep(DRAIN_LOOK_S)
 
     async def stop(self) -> None:
-        """Close the connections, flush everything, leave an empty journal; after a crash only let go.  Running tasks keep their leases."""
+        """Close the connections, flush everything, leave an empty journal; after a crash only let go.  Running tasks keep their leases.
+        Raises what crashed meanwhile, an error of the disk above all: everything is let go of then, and the next start recovers."""
         self._timer.cancel()
-        await self._parts.aclose()
-        if self.failed.done():
-            self.failed.exception()
+        try:
+            await self._parts.aclose()
+        finally:
+            if self.failed.done():
+                self.failed.exception()
 
 
 @contextmanager

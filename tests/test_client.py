@@ -6,8 +6,9 @@ import asyncio
 import os
 import random
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -349,3 +350,30 @@ class TestAddress:
         rng = random.Random(1)
         delays = [backoff_s(failures, rng) for failures in range(100)]
         assert all(0.01 < delay <= 5 for delay in delays) and max(delays) > 3 and delays[0] <= 0.05
+
+
+async def test_closing_a_client_ends_a_bulk_of_another_thread_between_two_of_its_frames() -> None:
+    def enqueue_and_close(url: str) -> list[BaseException]:
+        client, begun, errors = Client(url), threading.Event(), []
+
+        def payloads() -> Iterator[dict[str, int]]:
+            yield from ({"a": number} for number in range(200 * FRAME_TASKS_MAX))
+            begun.set()
+
+        def work() -> None:
+            try:
+                client.enqueue_many("work", payloads())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        assert begun.wait(20)
+        client.close()
+        thread.join(20)
+        assert not thread.is_alive()
+        return errors
+
+    async with testing.broker() as node:
+        [error] = await asyncio.to_thread(enqueue_and_close, node.tcp)
+        assert isinstance(error, (BrokerUnavailable, EnqueueError))

@@ -244,3 +244,14 @@ async def test_sessions_that_are_over_are_forgotten() -> None:
             assert len(node._consumers) == 1
         while node._consumers:
             await asyncio.sleep(0.01)
+
+
+async def test_a_flush_keeps_nothing_of_its_rows(tmp_path: Path) -> None:
+    node = Node(config(tmp_path))
+    await node.start()
+    shared = node._shards[0].shard.shared
+    before = shared.before_change
+    async with AsyncClient(node.tcp) as client:
+        await client.enqueue("work", {"a": 1})
+    await node.stop()
+    assert shared.before_change is before

@@ -14,7 +14,6 @@ It must not know: shards, routes, what a message means.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -23,8 +22,9 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
-from taskq.errors import Answer, InternalError, TaskqError, TooManyConnections
+from taskq.errors import Answer, Draining, InternalError, TaskqError, TooManyConnections
 from taskq.gateway.answers import RequestTimeout, Response, error_response
 from taskq.gateway.http1 import PIECE_BYTES, Event, HttpLimits, Interim, Receiver, Request, encode
 from taskq.gateway.openapi import document
@@ -35,9 +35,8 @@ Submit: TypeAlias = Callable[[Message, Reply], None]
 
 WRITE_BUFFER_BYTES = 256 << 10
 BACKLOG = 1_024
-LOOPBACKS = ("127.0.0.1", "::1")
-# what ::1 gives on a machine without IPv6
-NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL})
+# who only reads loses nothing by an answer that says to ask again
+READS = frozenset({"GET", "HEAD"})
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +75,14 @@ class Slot:
         self.response = response
         self._connection.answered()
 
+    def give_up(self) -> None:
+        """The broker stops: a request that only reads, and may wait for long, is told so now."""
+        if self._call is not None and self.request is not None and self.request.method in READS:
+            self._call = None
+            self.finish(error_response(Draining("the broker is stopping; ask again after its restart", retry_after_ms=1_000)))
+
     def _take(self, at: int, reply: Message) -> None:
-        """A reply has come, perhaps to a connection that is gone."""
+        """A reply has come, perhaps to a connection that is gone, or to a request that was given up."""
         self._replies[at] = reply
         self._missing -= 1
         call = self._call
@@ -287,6 +292,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def retire(self) -> None:
         """The listener closes: an idle connection ends now, another one after its answers."""
+        for slot in self._slots:
+            slot.give_up()
         if self._transport is not None and not self._slots and not self._receiver.started and not self._unread and not self._lingering:
             self._transport.close()
 
@@ -308,7 +315,7 @@ class HttpListener:
         self._clock_ms = clock.now_ms()
         self._loop = asyncio.get_running_loop()
         self.addresses: list[tuple[str, int]] = []
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.Server] = []
         self._connections: set[HttpProtocol] = set()
         self._written: list[HttpProtocol] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -321,24 +328,13 @@ class HttpListener:
         return self.addresses[0]
 
     async def listen(self, host: str, port: int) -> None:
-        """Bind; "localhost" means both loopbacks, on the same port, as far as the machine has them."""
-        first, *others = LOOPBACKS if host == "localhost" else (host,)
-        await self._bind(first, port)
-        for other in others:
-            try:
-                await self._bind(other, self.address[1])
-            except OSError as error:
-                if port and error.errno not in NO_IPV6:
-                    await self.close(0)
-                    raise
-
-    async def _bind(self, host: str, port: int) -> None:
-        server = await self._loop.create_server(partial(HttpProtocol, self), host, port, backlog=BACKLOG)
-        self._servers.append(server)
-        self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
+        """Bind, see `sockets.bind`."""
+        self._servers = await bind(partial(HttpProtocol, self), host, port, BACKLOG)
+        self.addresses = addresses(self._servers)
 
     async def close(self, deadline_s: float = 5.0) -> None:
-        """Accept no more, end idle connections, let requests in progress finish; at the deadline cut what is left."""
+        """Accept no more, end idle connections, answer who only reads that it ends, let other requests in progress finish; at the deadline cut
+        what is left."""
         self.closing = True
         for server in self._servers:
             server.close()

@@ -50,6 +50,7 @@ class JournalActor:
         self._bytes = 0
         self._replies: deque[tuple[int, list[Reply]]] = deque()
         self._synced_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._crash: BaseException | None = None
         self._busy = self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -109,7 +110,14 @@ class JournalActor:
         while self._replies and self._replies[0][0] <= reached:
             leaving += self._replies.popleft()[1]
         if leaving:
-            self._deliver(leaving)
+            self._hand_over(leaving)
+
+    def _hand_over(self, replies: list[Reply]) -> None:
+        try:
+            self._deliver(replies)
+        except BaseException as crash:
+            self._on_crash(crash)
+            raise
 
     # ---- sync on demand, for the store and for the weaker levels -----------------------------------------------------------------------
 
@@ -134,8 +142,10 @@ class JournalActor:
         self._synced_waiters = [entry for entry in self._synced_waiters if not entry[1].done()]
 
     async def synced(self, lsn: int) -> None:
-        """Until all records up to this LSN survive power loss."""
+        """Until all records up to this LSN survive power loss.  Raises the error of the disk if they never will."""
         while self.synced_lsn < lsn:
+            if self._crash is not None:
+                raise self._crash
             future = self.loop.create_future()
             self._synced_waiters.append((lsn if self.written_lsn >= lsn else self.written_lsn + 1, future))
             if self._level != FSYNC:
@@ -153,12 +163,26 @@ class JournalActor:
             try:
                 job()
             except BaseException as crash:
-                self.loop.call_soon_threadsafe(self._on_crash, crash)
+                self.loop.call_soon_threadsafe(self._failed, crash)
                 return
 
+    def _failed(self, crash: BaseException) -> None:
+        """The thread has ended: nothing will be synced any more."""
+        self._crash = crash
+        self._on_crash(crash)
+        for _, future in self._synced_waiters:
+            if not future.done():
+                future.set_exception(crash)
+        self._synced_waiters.clear()
+
     async def stop(self, *, empty: bool) -> None:
-        """Write and sync what is left, then close; `empty` removes the segments, because the store has everything."""
-        await self.synced(self.last_lsn)
+        """Write and sync what is left, then close; `empty` removes the segments, because the store has everything.  Raises the error of the
+        disk, and has let go of the files then."""
+        try:
+            await self.synced(self.last_lsn)
+        except BaseException:
+            await self.abandon()
+            raise
         if self._timer is not None:
             self._timer.cancel()
         self._release()
@@ -167,7 +191,7 @@ class JournalActor:
         self._journal.close(empty=empty)
 
     async def abandon(self) -> None:
-        """After a crash: write nothing more, and leave the files as they are."""
+        """After a crash: write nothing but what the thread was given already, and leave the files as they are."""
         if self._timer is not None:
             self._timer.cancel()
         self._replies.clear()

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from taskq.actors.session import SessionActor, Tell
+from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.effects import Reply
 from taskq.core.messages import Goaway
@@ -42,7 +43,7 @@ class Listener:
         self._tell = tell
         self._new_origin = new_origin
         self._connections_max = connections_max
-        self._servers: list[asyncio.AbstractServer] = []
+        self._servers: list[asyncio.Server] = []
         self._sessions: dict[int, SessionActor] = {}
         self._written: list[SessionActor] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -53,18 +54,9 @@ class Listener:
         return len(self._sessions)
 
     async def listen(self, host: str, port: int) -> None:
-        """Bind; "localhost" means both loopbacks, as far as the machine has them.  OSError if the address cannot be bound."""
-        await self._bind("127.0.0.1" if host == "localhost" else host, port)
-        if host == "localhost":
-            try:
-                await self._bind("::1", self.addresses[0][1])
-            except OSError:
-                return
-
-    async def _bind(self, host: str, port: int) -> None:
-        server = await self.loop.create_server(self._connection, host, port, backlog=BACKLOG)
-        self._servers.append(server)
-        self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
+        """Bind, see `sockets.bind`."""
+        self._servers = await bind(self._connection, host, port, BACKLOG)
+        self.addresses = addresses(self._servers)
 
     def _connection(self) -> SessionActor:
         return SessionActor(Session(self._new_origin(), self._house), self, self._tell)
@@ -119,7 +111,7 @@ class Listener:
         self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self._sessions else None
 
     async def close(self) -> None:
-        """Accept no more, close all connections after what was written to them has left."""
+        """Accept no more, close all connections after what was written to them has left; who has not taken it within CLOSE_S is cut off."""
         for server in self._servers:
             server.close()
         for each in (SessionActor.close, SessionActor.abort):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -152,9 +153,15 @@ class SessionActor(asyncio.Protocol):
 
     def answered(self, reply: Reply, now_ms: int) -> None:
         """A reply of a shard became durable."""
-        if not self._ended:
+        if self._ended:
+            return
+        try:
             self.session.answered(reply.seq, reply.part, reply.message, now_ms)
-            self._flush_soon()
+        except Exception:
+            log.exception("the answer of a shard could not be handled")
+            self._refuse(reply.seq, InternalError())
+            return
+        self._flush_soon()
 
     def push(self, message: Any) -> None:
         """Send a frame that answers nothing."""
@@ -170,14 +177,9 @@ class SessionActor(asyncio.Protocol):
     def flush(self) -> None:
         """Write what has gathered in this turn."""
         self._flushing = False
-        if self._transport is None or self._transport.is_closing():
+        if self._ended or self._transport.is_closing():
             return
-        answers, self.session.answers = self.session.answers, []
-        buffers: list[Buffer] = []
-        broken = False
-        for seq, message in answers:
-            buffers += encode(message, seq)
-            broken = broken or (type(message) is m.Error and message.code == InternalError.code)
+        buffers, broken = self._take_answers()
         if buffers:
             self._transport.writelines(join(buffers))
         if broken or (self.session.closing and not self.session.requests.open):
@@ -190,17 +192,31 @@ class SessionActor(asyncio.Protocol):
 
     def _refuse(self, seq: int, error: TaskqError) -> None:
         """Say why, and close.  What the shards still have to say is not waited for."""
-        message = error_of_protocol(error)
         if self._transport is None:
             return
-        answers, self.session.answers = self.session.answers, []
-        buffers = [buffer for answer_seq, answer in answers for buffer in encode(answer, answer_seq)]
-        self._transport.writelines(join([*buffers, *encode(message, seq)]))
+        buffers, _ = self._take_answers()
+        self._transport.writelines(join([*buffers, *encode(error_of_protocol(error), seq)]))
         self._end()
 
+    def _take_answers(self) -> tuple[list[Buffer], bool]:
+        """What has gathered, as bytes, and whether it tells of a bug, after which the connection ends."""
+        answers, self.session.answers = self.session.answers, []
+        buffers: list[Buffer] = []
+        broken = False
+        for seq, message in answers:
+            try:
+                buffers += encode(message, seq)
+            except Exception:
+                log.exception("a %s frame could not be encoded", type(message).__name__)
+                message = error_of_protocol(InternalError())
+                buffers += encode(message, seq)
+            broken = broken or (type(message) is m.Error and message.code == InternalError.code)
+        return buffers, broken
+
     def _end(self) -> None:
-        """A peer that still sends would lose the last answer to a reset, so it is listened to for a moment."""
+        """A peer that still sends would lose the last answer to a reset, so it is listened to for a moment; it is given no more tasks."""
         self._ended = True
+        self.session.lost(self._listener.now_ms())
         self._since_s = self._listener.loop.time()
         self._set_reading()
         if self._transport.can_write_eof():
@@ -219,8 +235,9 @@ class SessionActor(asyncio.Protocol):
             self._refuse(0, ProtocolError(f"no HELLO came within {GREETING_S:g} s"))
 
     def close(self) -> None:
-        """Close after what was written has left."""
+        """Close after what was written has left; how long that may take is the listener's to say."""
         self._ended = True
+        self._since_s = math.inf
         if self._transport is not None:
             self._transport.close()
 

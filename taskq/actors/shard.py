@@ -10,8 +10,10 @@ from typing import Any
 from taskq.actors.actor import Actor
 from taskq.clock import Clock
 from taskq.core.effects import Command, Effects, Reply, Tick
-from taskq.core.messages import Error
+from taskq.core.session import error_of_protocol
 from taskq.core.shard import Shard
+from taskq.errors import InternalError
+from taskq.ids import ID_BYTES
 
 TURN_TASKS = 2_000
 WAKE_S_MAX = 60.0
@@ -52,7 +54,7 @@ class ShardActor(Actor[Command]):
     def _carry(self, effects: Effects) -> None:
         for command, bug in effects.bugs:
             log.error("a %s command could not be decided", type(command.message).__name__, exc_info=bug)
-            effects.reply(command, Error("INTERNAL", "a bug in the broker; it was logged there"))
+            effects.reply(command, error_of_protocol(InternalError()))
         if effects.records or effects.replies:
             self._submit(effects.records, effects.replies)
         if effects.loads:
@@ -90,4 +92,4 @@ class ShardActor(Actor[Command]):
 def weight(command: Command) -> int:
     """How many tasks a command is about."""
     ids = getattr(command.message, "ids", None)
-    return len(ids) // 16 if ids else 1
+    return len(ids) // ID_BYTES if ids else 1

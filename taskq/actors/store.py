@@ -4,7 +4,8 @@ It owns the order on the store: loads and flushes pass one by one, so no answer 
 the tasks whose rows are behind as they are at one moment, waits until the journal is synced up to that moment, and commits them with its LSN.
 Their rows are made in slices between the turns of the loop; a task that is about to change meanwhile has its row made first.
 
-A flush waits as long as memory allows, since a task that comes and goes between two flushes costs the store one row instead of three.
+A flush comes each FLUSH_S, or as soon as FLUSH_TASKS are behind: a task that comes and goes between two flushes costs the store one row
+instead of three.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class StoreActor:
         self._wake.set()
 
     def look(self) -> None:
-        """Called a few times a second: is there enough to flush, is the backlog too long?"""
-        dirty = sum(len(actor.shard.dirty) for actor in self._shards)
+        """Called a few times a second: is there something to flush or to prune, is the backlog too long?"""
+        dirty = self._dirty_tasks()
         if dirty > DIRTY_TASKS_MAX:
             self._shared.admission.refuse("store", Overloaded("the store is behind; retry later", retry_after_ms=500))
         else:
@@ -144,12 +145,13 @@ class StoreActor:
         self._journal.drop(lsn)
 
     async def _make_rows(self, batch: WriteBatch, tasks: list[Task]) -> None:
-        self._shared.before_change = partial(add, batch)
+        self._shared.before_change, outside_of_flush = partial(add, batch), self._shared.before_change
         for begin in range(0, len(tasks), SLICE_TASKS):
             for task in tasks[begin : begin + SLICE_TASKS]:
                 if task.dirty == TAKEN:
                     add(batch, task)
             await asyncio.sleep(0)
+        self._shared.before_change = outside_of_flush
 
     async def _prune(self) -> None:
         retention = self._retention(self._clock.now_ms())

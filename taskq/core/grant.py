@@ -8,6 +8,7 @@ the same conditions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from struct import pack
 
 from taskq.core import messages as m
@@ -38,7 +39,7 @@ def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> De
 def match(book: Book, now_ms: int) -> Iterator[Granted]:
     """Grant what can be granted in the touched queues, and ask for cold tasks where a line runs low."""
     touched, book.touched = book.touched, {}
-    for name in touched:
+    for name in sorted(touched, key=partial(_rank, book)) if len(touched) > 1 else touched:
         followers = book.subscribers.get(name)
         if not followers:
             continue
@@ -48,6 +49,11 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
         if queue is not None and queue.counts[PENDING] and not book.admission.draining:
             yield from _match_queue(book, queue, followers, now_ms)
             _fill(book, queue)
+
+
+def _rank(book: Book, name: str) -> int:
+    """The best place that the queue has in anybody's order of preference."""
+    return min((consumer.queues.index(name) for consumer in book.subscribers.get(name, ()) if name in consumer.queues), default=0)
 
 
 def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:

@@ -32,13 +32,11 @@ CANCEL_DONE, CANCEL_REQUESTED, CANCEL_ALREADY_FINAL, CANCEL_NOT_FOUND = 0, 1, 2,
 # Fail.dispositions
 RETRY, DISCARD, RETRY_AFTER = 0, 1, 2
 
+# names for some of the priorities, which go from 0, the most urgent, to 9
+PRIORITIES = {"critical": 0, "high": 2, "normal": 5, "low": 7, "bulk": 9}
 DEFAULT_PRIORITY = 5
 DEFAULT_MAX_ATTEMPTS = 10
 DEFAULT_RETRY: tuple[int, float, int] = (2_000, 2.0, 3_600_000)
-
-
-def _payloads() -> Any:
-    return attrs.field(factory=list)
 
 
 # ---- session ---------------------------------------------------------------------------------------------------------------------
@@ -187,8 +185,8 @@ class Enqueued:
 
 @attrs.define
 class Consume:
-    """A worker session's subscription, replacing the one before: queues in order of preference, the task types that it can run, and how many at
-    a time.  No queues: take nothing.  Answer: Ok."""
+    """A worker session's subscription, replacing the one before: queues in order of preference (kept among those of one shard), the task types
+    that it can run, and how many at a time.  No queues: take nothing.  Answer: Ok."""
 
     queues: list[str]
     task_types: list[str]

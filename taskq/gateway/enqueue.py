@@ -24,7 +24,6 @@ from taskq.errors import BY_CODE, Answer, BadRequest, PayloadTooLarge
 from taskq.gateway.answers import Response, error_body, error_response, json_response
 from taskq.ids import ID_BYTES, NIL, is_valid, split
 
-PRIORITIES = {"critical": 0, "high": 2, "normal": 5, "low": 7, "bulk": 9}
 NO_ARGUMENTS = b"{}"
 
 Read = Callable[[Any, str], Any]
@@ -78,10 +77,10 @@ def _number(column: str) -> Read:
 
 
 def _priority(value: Any, name: str) -> int:
-    if type(value) is str and value in PRIORITIES:
-        return PRIORITIES[value]
+    if type(value) is str and value in m.PRIORITIES:
+        return m.PRIORITIES[value]
     if type(value) is not int or not 0 <= value <= 9:
-        raise ValueError(f"{name}: must be 0 (most urgent) to 9, or one of {', '.join(PRIORITIES)}")
+        raise ValueError(f"{name}: must be 0 (most urgent) to 9, or one of {', '.join(m.PRIORITIES)}")
     return value
 
 
@@ -177,9 +176,9 @@ OPTIONS: dict[str, Option] = {
         "priorities",
         _priority,
         {
-            "oneOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"enum": list(PRIORITIES)}],
+            "oneOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"enum": list(m.PRIORITIES)}],
             "default": m.DEFAULT_PRIORITY,
-            "description": "0 is the most urgent; " + ", ".join(f"{name} = {value}" for name, value in PRIORITIES.items()) + ".",
+            "description": "0 is the most urgent; " + ", ".join(f"{name} = {value}" for name, value in m.PRIORITIES.items()) + ".",
         },
     ),
     "max_attempts": Option(

@@ -315,7 +315,15 @@ ROUTES: tuple[Route, ...] = (
         _ENQUEUE_ERRORS,
         body="Tasks",
     ),
-    Route("GET", "/v1/tasks/{id}", build_get_task, "One task.", {200: "Task"}, ("BAD_REQUEST", "NOT_FOUND"), {"wait": _WAIT, "payload": _PAYLOAD}),
+    Route(
+        "GET",
+        "/v1/tasks/{id}",
+        build_get_task,
+        "One task.",
+        {200: "Task"},
+        ("BAD_REQUEST", "NOT_FOUND", "DRAINING"),
+        {"wait": _WAIT, "payload": _PAYLOAD},
+    ),
     Route(
         "DELETE",
         "/v1/tasks/{id}",

@@ -32,7 +32,6 @@ from taskq.protocol.frames import KIND_OF, KINDS, PREFIX_BYTES, VERSION, Unknown
 
 Buffer: TypeAlias = "bytes | memoryview"
 Check: TypeAlias = Callable[[Any], bool]
-BytesCheck: TypeAlias = Callable[[bytes], bool]
 
 PREFIX = Struct(">IBBHII")
 # one packer for all: making one costs as much as packing a small head, and 256 KiB for its buffer; it holds nothing between two calls

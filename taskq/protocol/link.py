@@ -349,7 +349,8 @@ class Link:
 
     def _news(self, tokens: Any) -> list[bytes]:
         """Those tokens whose loss the owner does not know: held, and no report about them is under way (its answer will tell)."""
-        reported = {token for request in self._all() if isinstance(request.message, REPORTS) for token in ids.split(request.message.tokens, 8)}
+        reports = (request.message for request in self._all() if isinstance(request.message, REPORTS))
+        reported = {token for report in reports for token in ids.split(report.tokens, ids.TOKEN_BYTES)}
         return [token for token in tokens if token in self.held and token not in reported]
 
     def _drop(self, tokens: Any) -> None:

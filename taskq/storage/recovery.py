@@ -16,11 +16,12 @@ from taskq.core import records as r
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.queue import Budget
+from taskq.core.ring import Ring
 from taskq.core.shard import Shard
 from taskq.core.task import FAILED, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
 from taskq.errors import JournalCorrupt
-from taskq.ids import ID_BYTES, slot_of_id, slot_of_queue, split
-from taskq.storage.base import Journal, Store
+from taskq.ids import ID_BYTES, split
+from taskq.storage.base import PRUNED_ID_MS, Journal, Store
 from taskq.storage.rows import batch_of, decode_record, task_of
 
 FLUSH_TASKS = 10_000
@@ -69,7 +70,7 @@ async def recover(store: Store, journal: Journal) -> Recovered:
     await store.checkpoint()
     journal.start(epoch, lsn + 1)
     journal.drop(lsn)
-    return Recovered(epoch, lsn + 1, next_seq, meta.get("pruned_id_ms", 0), replayed)
+    return Recovered(epoch, lsn + 1, next_seq, meta.get(PRUNED_ID_MS, 0), replayed)
 
 
 async def _adopt_missing(store: Store, shard: Shard, record: Any) -> None:
@@ -92,12 +93,13 @@ def _following_seq(record: Any) -> int:
 async def load(store: Store, shards: Sequence[Shard], now_ms: int) -> None:
     """Fill new shards from the store: running and timed tasks whole, pending ones and dead letters by count.  The sessions that hold leases
     are known as restored, and have one lease to come back."""
+    ring = Ring(len(shards))
     after_seq = 0
     ahead: dict[tuple[str, int, str], int] = {}
     while rows := await store.load((RUNNING, SCHEDULED, RETRYING, WAITING), after_seq, PAGE_ROWS):
         for row in rows:
             task = task_of(row)
-            shard = shards[slot_of_id(task.id) * len(shards) // 4096]
+            shard = shards[ring.of_id(task.id)]
             shard.restore(task)
             if task.state == RUNNING:
                 _restore_consumer(shard, task, now_ms)
@@ -106,10 +108,10 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int) -> None:
         after_seq = rows[-1][0]
     for count in await store.counts():
         if count.state in (PENDING, FAILED):
-            shard = shards[slot_of_queue(count.queue) * len(shards) // 4096]
+            shard = shards[ring.of_queue(count.queue)]
             shard.restore_count(count.queue, count.state, count.priority, count.task_type, count.tasks)
     for (queue, priority, task_type), position in ahead.items():
-        await _load_before(store, shards[slot_of_queue(queue) * len(shards) // 4096], queue, priority, task_type, position)
+        await _load_before(store, shards[ring.of_queue(queue)], queue, priority, task_type, position)
 
 
 async def _load_before(store: Store, shard: Shard, queue: str, priority: int, task_type: str, position: int) -> None:

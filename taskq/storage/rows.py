@@ -169,11 +169,6 @@ def encode_record(record: Any) -> list[bytes | memoryview]:
     return [prefix, *payloads] if large else [b"".join((prefix, *payloads))]
 
 
-def slot_of_record(data: memoryview) -> int:
-    slot: int = HEADER.unpack_from(data)[1]
-    return slot
-
-
 def decode_record(data: memoryview) -> Any:
     """The record that these bytes hold.  Raises ValueError if they hold none: the journal's checksum was right, so the format is newer."""
     kind, slot, head_bytes = HEADER.unpack_from(data)

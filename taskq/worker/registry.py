@@ -16,11 +16,10 @@ import attrs
 
 from taskq import serial
 from taskq.control import ArgumentsError, Discard, Retry
-from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DISCARD, RETRY, RETRY_AFTER, Payload
+from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DISCARD, PRIORITIES, RETRY, RETRY_AFTER, Payload
 
 Pool: TypeAlias = Literal["async", "thread", "process"]
 POOLS: tuple[Pool, ...] = ("async", "thread", "process")
-PRIORITIES = {"critical": 0, "high": 2, "normal": 5, "low": 7, "bulk": 9}
 PRIORITY_LOWEST = 9
 ERROR_CHARACTERS_MAX = 4_000
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

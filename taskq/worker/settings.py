@@ -15,7 +15,6 @@ PREFETCH_MAX = 2_000
 GRACE_S = 30.0
 # the keeper waits so long for a runner that was told to stop, beyond its drain time
 STOP_GRACE_S = 10.0
-RECONNECT_MAX_S = 5.0
 RESTART_MIN_S, RESTART_MAX_S, STEADY_S = 0.5, 30.0, 60.0
 # exit codes: what no restart can cure, like an app that cannot be imported (EX_CONFIG of sysexits.h); a bug of the worker (EX_SOFTWARE)
 EXIT_FATAL = 78

@@ -433,6 +433,19 @@ async def test_closing_ends_idle_connections_and_lets_requests_in_progress_finis
     writer.close()
 
 
+async def test_closing_does_not_wait_for_who_only_waits_itself(door: Door) -> None:
+    reader, writer = await door.raw()
+    door.broker.held = []
+    writer.write(get(f"/v1/tasks/{'0' * 32}?wait=60"))
+    await door.broker.arrived.wait()
+    await door.listener.close(10)
+    found = await reader.read()
+    assert statuses(found) == [503]
+    assert b"DRAINING" in found and b"Connection: close" in found
+    door.broker.release()
+    writer.close()
+
+
 async def test_closing_cuts_what_is_not_done_by_the_deadline(door: Door) -> None:
     reader, writer = await door.raw()
     door.broker.held = []

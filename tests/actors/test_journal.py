@@ -153,3 +153,29 @@ async def test_after_an_error_of_the_disk_nothing_leaves(house: House) -> None:
     house.submit(2)
     await asyncio.sleep(0)
     assert house.left == []
+
+
+async def test_an_error_of_the_disk_ends_a_stop_and_whoever_waits_for_a_sync(house: House) -> None:
+    house.submit(1)
+    waiting = asyncio.ensure_future(house.actor.synced(1))
+    stopping = asyncio.ensure_future(house.actor.stop(empty=False))
+    await asyncio.sleep(0)
+    house.journal.error = OSError(28, "No space left on device")
+    house.journal.gate.set()
+    for each in (waiting, stopping, house.crash):
+        with pytest.raises(OSError, match="No space"):
+            await asyncio.wait_for(asyncio.shield(each), WAIT_S)
+    with pytest.raises(OSError, match="No space"):
+        await asyncio.wait_for(house.actor.synced(1), WAIT_S)
+
+
+@pytest.mark.parametrize("house", [MEMORY], indirect=True)
+async def test_a_bug_in_handing_replies_over_is_a_crash(house: House) -> None:
+    def broken(replies: list[Reply]) -> None:
+        raise ZeroDivisionError
+
+    house.actor._deliver = broken
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    house.submit(1)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(asyncio.shield(house.crash), WAIT_S)

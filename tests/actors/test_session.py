@@ -12,6 +12,7 @@ import pytest
 from taskq import AsyncClient, testing
 from taskq.actors import session as module
 from taskq.core import messages as m
+from taskq.core.ring import MERGE
 from taskq.ids import NIL, split
 from taskq.node import Node
 from taskq.protocol.codec import PREFIX, encode
@@ -306,3 +307,47 @@ async def test_a_keeper_tells_the_death_of_its_runner_and_whether_it_was_meant(d
     assert type(await keeper.ask(m.Died(welcome.session, welcome.secret, cause), 3)) is m.Ok
     (attempt,) = (await producer.ask(m.Get(made.ids), 2)).info["attempts"]
     assert (attempt["outcome"], attempt["error"]) == (outcome, cause)
+
+
+async def test_who_broke_the_protocol_is_given_no_more_tasks_while_it_may_still_read_why(door: Door) -> None:
+    producer, broken, good = await door.greet(), await door.worker(credit=5), await door.worker(credit=1)
+    broken.writer.write(PREFIX.pack(15, 1, 0, 1, 7, 3) + b"\xc1\xc1\xc1")
+    assert (await broken.refused()).code == "BAD_FRAME"
+    made = await producer.ask(enqueue())
+    assert (await good.message()).ids == made.ids
+
+
+async def test_an_answer_that_cannot_be_sent_ends_its_own_connection_alone(door: Door) -> None:
+    asking, other = await door.greet(), await door.greet()
+    door.node._house.describe = lambda: {"data": "\udcff"}
+    asking.send(m.Inspect("broker"), 2)
+    other.send(m.Heartbeat(), 2)
+    assert type(await other.message()) is m.Beat
+    assert (await asking.refused()).code == "INTERNAL"
+
+
+async def test_a_reply_that_cannot_be_handled_ends_its_own_connection_alone(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    asking, other = await door.greet(), await door.greet()
+    monkeypatch.setitem(MERGE, m.Inspected, lambda gather: 1 / 0)
+    assert (await asking.ask(m.Inspect("queues"), 2)).code == "INTERNAL"
+    assert await asking.is_gone()
+    assert type(await other.ask(enqueue(), 2)) is m.Enqueued
+    assert not door.node.failed.done()
+
+
+async def test_a_peer_that_reads_slowly_gets_what_was_written_before_the_broker_stopped(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.0)
+    peer = await door.greet()
+    made = await peer.ask(enqueue(payload=bytes(1 << 20)))
+    assert made.outcomes == bytes([m.CREATED])
+    peer.writer.write(b"".join(bytes(part) for seq in range(2, 18) for part in encode(m.Get(made.ids), seq)))
+    first = await peer.frame()
+    assert first is not None
+    seqs = [first.seq]
+    stopping = asyncio.ensure_future(door.node._listener.close())
+    await asyncio.sleep(0)
+    door.node._listener._sweep()
+    while (frame := await peer.frame()) is not None:
+        seqs.append(frame.seq)
+    assert seqs == list(range(2, 18))
+    await stopping

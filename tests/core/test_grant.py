@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from small_world import Worker, World
+from small_world import Worker, World, enqueue_of
 
 from taskq.core import messages as m
 from taskq.core.records import Granted
@@ -72,6 +72,14 @@ def test_the_credit_of_a_session_is_one_over_all_shards() -> None:
     for queue in ("a", "b", "c", "d"):
         world.enqueue(b"x", queue=queue)
     assert [job.delivery for job in worker.jobs] == [1, 2, 3]
+
+
+def test_the_first_of_a_workers_queues_goes_first(world: World) -> None:
+    [wanted] = world.enqueue(b"x", queue="first")
+    worker = Worker(world, "w1", "first", "second")
+    world.client.say(enqueue_of(b"y", queue="second"))
+    worker.allow(1)
+    assert [job.id for job in worker.jobs] == [wanted]
 
 
 def test_a_worker_only_gets_types_that_it_runs(world: World) -> None:

@@ -31,7 +31,6 @@ from taskq.core.task import CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETR
 from taskq.durations import seconds
 from taskq.gateway.http1 import HttpLimits
 from taskq.options import CHECKS
-from taskq.worker.registry import PRIORITIES
 from taskq.worker.settings import EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
 
 OPERATIONS = read("docs/operations.md")
@@ -212,8 +211,8 @@ def test_the_options_of_a_task_are_those_of_the_decorator() -> None:
     assert float(told["backoff_factor"]) == factor
     assert seconds(told["backoff_max"].replace(" ", "")) * 1000 == longest_ms
     (names,) = [row[2] for row in rows if row[0] == "`priority`"]
-    assert re.findall("`([a-z]+)`", names) == list(PRIORITIES)
-    assert f"= {' '.join(map(str, PRIORITIES.values()))}" in names
+    assert re.findall("`([a-z]+)`", names) == list(m.PRIORITIES)
+    assert f"= {' '.join(map(str, m.PRIORITIES.values()))}" in names
 
 
 def test_the_options_of_an_enqueue_are_all_named() -> None:

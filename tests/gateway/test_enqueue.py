@@ -94,7 +94,7 @@ def test_an_option_that_is_null_counts_as_not_given() -> None:
     assert one({"task_type": "a", **dict.fromkeys(names)}) == one({"task_type": "a"})
 
 
-@pytest.mark.parametrize(("name", "value"), enqueue.PRIORITIES.items())
+@pytest.mark.parametrize(("name", "value"), m.PRIORITIES.items())
 def test_priorities_have_names(name: str, value: int) -> None:
     assert one({"task_type": "a", "priority": name}).priorities == [value]
 
