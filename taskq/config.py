@@ -215,6 +215,9 @@ class BrokerConfig:
 
     listen: str = setting("127.0.0.1:7000", ADDRESS, "Address for workers and clients (TCP). Port 0 takes a free port.")
     http: str = setting("127.0.0.1:3000", ADDRESS, "Address of the HTTP API. Port 0 takes a free port.")
+    http_hosts: tuple[str, ...] = setting(
+        (), NAMES, "Names by which HTTP clients may call the broker, beside IP addresses, localhost and the host of http; * allows any.", empty="none"
+    )
     data: str = setting("./taskq-data", PATH, "Folder of the journal and the store; made if it is not there. One broker at a time.")
     shards: int = setting(4, integer(1, 64), "How many shards share the queues; may change between starts.")
     durability: str = setting(

@@ -209,6 +209,7 @@ class Node:
             payload_bytes_max=config.payload_bytes_max,
             body_bytes_max=config.payload_bytes_max + (64 << 10),
             connections_max=config.connections_max,
+            hosts=frozenset(name.lower() for name in config.http_hosts),
         )
         host, port = host_port(config.http)
         listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock())
@@ -255,6 +256,12 @@ class Node:
                 del self._consumers[consumer.session]
 
     # ---- what it says --------------------------------------------------------------------------------------------------------------
+
+    def excuse(self, ms: int) -> None:
+        """The clock has jumped by so much, which no worker's silence is to be blamed for."""
+        for consumer in self._consumers.values():
+            if consumer.origin:
+                consumer.deadline_ms += ms
 
     def _report(self, recovered: Recovered, files: FileJournal) -> None:
         if files.cut is not None:

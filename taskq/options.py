@@ -33,7 +33,7 @@ class EnqueueOptions(TypedDict, total=False):
 class Options:
     """Checked, and in the terms of the wire."""
 
-    queue: str = "default"
+    queue: str = m.DEFAULT_QUEUE
     priority: int = m.DEFAULT_PRIORITY
     max_attempts: int = m.DEFAULT_MAX_ATTEMPTS
     timeout_ms: int = 0

@@ -23,7 +23,7 @@ from taskq.app import App
 from taskq.client import AsyncClient
 from taskq.clock import Clock, ManualClock, SystemClock
 from taskq.config import BrokerConfig
-from taskq.durations import Duration, seconds
+from taskq.durations import Duration, milliseconds, seconds
 from taskq.node import Node
 from taskq.worker.page import Page
 from taskq.worker.runner import Runner
@@ -81,5 +81,6 @@ async def worker(app: App, node: Node, *, concurrency: int = 10, queues: tuple[s
 async def advance(node: Node, clock: ManualClock, duration: Duration) -> None:
     """Move the broker's clock.  On return every shard has looked at it: delayed tasks and retries that are due by then are pending or delivered."""
     clock.advance(seconds(duration))
+    node.excuse(milliseconds(duration))
     async with AsyncClient(node.tcp) as client:
         await client.queues()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskq import App, Discard, Retry, TaskFailed, testing
+from taskq import App, AsyncClient, Discard, ResultTimeout, Retry, TaskFailed, testing
 from taskq.core import messages as m
 from taskq.worker.registry import TaskDefinition
 
@@ -204,3 +204,28 @@ class TestManualTime:
                     await asyncio.sleep(0)
             await testing.advance(node, clock, "10m")
             assert await handle.result(timeout=10) == 2
+
+
+async def test_hours_of_a_manual_clock_pass_at_once_for_a_worker() -> None:
+    app, clock, runs = App(), testing.ManualClock(), []
+
+    @app.task(backoff_base="1h", backoff_factor=1, backoff_max="1h", max_attempts=6)
+    async def stubborn() -> None:
+        runs.append(1)
+        raise ValueError("not yet")
+
+    async with testing.broker(app, clock=clock) as node, testing.worker(app, node), AsyncClient(node.tcp) as client:
+        handle = await stubborn.enqueue()
+        for attempt in range(1, 6):
+            while len((await handle.info()).fields["attempts"]) < attempt or (await handle.state()) != "retrying":
+                await asyncio.sleep(0)
+            await testing.advance(node, clock, "1h")
+        assert (await client.wait(handle, timeout=10)).state == "failed"
+    assert len(runs) == 6
+
+
+async def test_a_result_that_does_not_come_is_a_timeout_under_a_manual_clock_too() -> None:
+    async with testing.broker(clock=testing.ManualClock()) as node, AsyncClient(node.tcp) as client:
+        handle = await client.enqueue("nobody", {})
+        with pytest.raises(ResultTimeout, match="still pending"):
+            await handle.result(timeout=0.1)

@@ -24,7 +24,7 @@ import attrs
 
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
-from taskq.errors import Answer, Draining, InternalError, TaskqError, TooManyConnections
+from taskq.errors import Answer, BadRequest, Draining, InternalError, TaskqError, TooManyConnections
 from taskq.gateway.answers import RequestTimeout, Response, error_response
 from taskq.gateway.http1 import PIECE_BYTES, Event, HttpLimits, Interim, Receiver, Request, encode
 from taskq.gateway.openapi import document
@@ -142,6 +142,8 @@ class HttpProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The peer sends no more; it still gets the answers that it waits for."""
         self._peer_done = True
+        if self._receiver.started and not self._receiver.ended:
+            self._refuse(BadRequest("the connection ended inside a request", field="body"))
         return bool(self._slots)
 
     def pause_writing(self) -> None:

@@ -86,6 +86,11 @@ class SessionActor(asyncio.Protocol):
         if self._decoder.error is not None and not self._ended:
             self._refuse(self._decoder.error_seq, self._decoder.error)
 
+    def eof_received(self) -> None:
+        """The peer sends no more; a frame that it began will never be whole."""
+        if self._decoder.buffered_bytes and not self._ended:
+            self._refuse(0, ProtocolError("the connection ended inside a frame"))
+
     def pause_writing(self) -> None:
         self._writable = False
         self._choke(True)

@@ -17,6 +17,7 @@ import click
 
 from taskq.cli.dev import dev
 from taskq.cli.flags import HELP
+from taskq.core.messages import ENCODINGS
 from taskq.errors import BrokerUnavailable, StartError, TaskqError
 from taskq.version import VERSION
 
@@ -179,7 +180,8 @@ def _tell_end(info: TaskInfo, as_json: bool) -> None:
 
 
 def everything(info: TaskInfo) -> dict[str, Any]:
-    return {**info.fields, "payload": decoded(info, "payload"), "result": decoded(info, "result")}
+    encodings = {name: ENCODINGS[info.fields[name]] for name in ("encoding", "result_encoding")}
+    return {**info.fields, **encodings, "payload": decoded(info, "payload"), "result": decoded(info, "result")}
 
 
 def decoded(info: TaskInfo, what: str) -> Any:

@@ -34,6 +34,7 @@ RETRY, DISCARD, RETRY_AFTER = 0, 1, 2
 
 # names for some of the priorities, which go from 0, the most urgent, to 9
 PRIORITIES = {"critical": 0, "high": 2, "normal": 5, "low": 7, "bulk": 9}
+DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
 DEFAULT_MAX_ATTEMPTS = 10
 DEFAULT_RETRY: tuple[int, float, int] = (2_000, 2.0, 3_600_000)

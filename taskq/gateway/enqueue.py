@@ -35,7 +35,7 @@ class Task:
 
     task_type: str = ""
     payload: m.Payload = NO_ARGUMENTS
-    queue: str = "default"
+    queue: str = m.DEFAULT_QUEUE
     id: bytes = NIL
     priority: int = m.DEFAULT_PRIORITY
     max_attempts: int = m.DEFAULT_MAX_ATTEMPTS
@@ -170,7 +170,7 @@ NAME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": f"^{NAME.pattern}$"}
 
 OPTIONS: dict[str, Option] = {
     "task_type": Option("task_type", "task_types", _name, {**NAME_SCHEMA, "description": "The name of the function that runs the task."}),
-    "queue": Option("queue", "queue", _name, {**NAME_SCHEMA, "default": "default"}),
+    "queue": Option("queue", "queue", _name, {**NAME_SCHEMA, "default": m.DEFAULT_QUEUE}),
     "priority": Option(
         "priority",
         "priorities",
@@ -246,7 +246,7 @@ def _json_text(body: bytes | bytearray) -> bytes | bytearray:
         try:
             body.decode()
         except UnicodeDecodeError as error:
-            raise BadRequest(f"the body is not valid UTF-8 at byte {error.start}") from None
+            raise BadRequest(f"the body is not valid UTF-8 at byte {error.start}", field="body") from None
     return body.lstrip(b" \t\r\n") if body[:1] in (b" ", b"\t", b"\r", b"\n") else body
 
 
@@ -254,7 +254,7 @@ def _raw_tasks(text: bytes | bytearray) -> list[msgspec.Raw]:
     try:
         found = _read_list(text)
     except _JSON_ERRORS as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
+        raise BadRequest(f"the body is not valid JSON: {error}", field="body") from None
     if not 1 <= len(found) <= TASKS_MAX:
         raise BadRequest(f"tasks: a list carries 1 to {TASKS_MAX} tasks, not {len(found)}", field="tasks")
     return found
@@ -277,9 +277,9 @@ def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_m
     try:
         values = _read_object(text)
     except msgspec.ValidationError:
-        raise BadRequest(f"{where or 'the body'}: must be an object with task_type and payload", field=where) from None
+        raise BadRequest(f"{where or 'the body'}: must be an object with task_type and payload", field=where or "body") from None
     except _JSON_ERRORS as error:
-        raise BadRequest(f"{where or 'the body'} is not valid JSON: {error}", field=where) from None
+        raise BadRequest(f"{where or 'the body'} is not valid JSON: {error}", field=where or "body") from None
     task = Task()
     for name, raw in values.items():
         if name == "payload":

@@ -219,7 +219,8 @@ class Receiver:
         name = found[1].decode().lower().strip("[]").rstrip(".")
         names = self._limits.hosts
         if name != "localhost" and name not in names and "*" not in names and not _is_address(name):
-            raise WrongHost(f"the Host header names {name!r}, which is not this broker; use its IP address or localhost", field="Host")
+            known = "use its IP address or localhost, or start it with --http-hosts"
+            raise WrongHost(f"the Host header names {name!r}, which is not this broker; {known}", field="Host")
         self._known_host = host
 
     def _check_coding(self, head: dict[bytes, bytes], version: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from taskq import ids
 from taskq.connection import Address, Channel, hello
 from taskq.core import messages as m
+from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
 from taskq.errors import BrokerUnavailable, TaskqError, VersionUnsupported
 from taskq.protocol.link import CLOSED, READY, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
@@ -51,7 +52,7 @@ class Runner:
         self._page = page
         self._notify = notify
         self._tasks = app.tasks
-        self._queues = list(config.queues) or sorted({task.queue for task in app.tasks.values()})
+        self._queues = list(config.queues) or sorted({DEFAULT_QUEUE, *(task.queue for task in app.tasks.values())})
         default = None if config.pool == "auto" else config.pool
         self._pools: dict[str, str] = {name: task.pool_for(default) for name, task in app.tasks.items()}  # type: ignore[arg-type]
         self._concurrency = config.concurrency

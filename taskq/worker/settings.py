@@ -24,8 +24,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 
 @attrs.frozen
 class WorkerConfig:
-    """`app` is `module` or `module:attribute`.  No `queues`: those of the app's tasks.  `pool` is auto, async, thread or process: where sync
-    functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish."""
+    """`app` is `module` or `module:attribute`.  No `queues`: `default` and those of the app's tasks.  `pool` is auto, async, thread or process:
+    where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish."""
 
     connect: str
     app: str | None = None

@@ -150,6 +150,14 @@ async def test_what_breaks_the_protocol_ends_its_own_connection_with_one_error(d
     assert type(await other.ask(m.Heartbeat(), 2)) is m.Beat
 
 
+async def test_a_frame_that_the_end_of_the_connection_cuts_off_is_told_so(door: Door) -> None:
+    peer = await door.greet()
+    peer.writer.write(b"".join(bytes(part) for part in encode(enqueue(), 2))[:-1])
+    peer.writer.write_eof()
+    error = await peer.refused()
+    assert (error.code, error.message) == ("BAD_FRAME", "the connection ended inside a frame")
+
+
 async def test_the_frames_before_a_broken_one_are_handled(door: Door) -> None:
     peer, other = await door.greet(), await door.greet()
     good = b"".join(bytes(part) for part in encode(enqueue(queue="before"), 2))

@@ -73,6 +73,21 @@ def test_a_list_is_answered_item_by_item_in_its_order(addresses: dict[str, str])
     assert [tasks[at]["error"]["field"] for at in (1, 3)] == ["tasks[1].task_type", "tasks[3].task_type"]
 
 
+def test_a_name_of_the_broker_is_taken_when_it_was_told(start: Start) -> None:
+    broker = start("broker", *ON_FREE_PORTS, "--http-hosts", "queue.example, Other").wait_for(READY)
+    url = f"http://{broker['http']}/healthz"
+    assert [curl(url, "-H", f"Host: {name}")[0] for name in ("queue.example", "other:3000", "stranger")] == [200, 200, 421]
+
+
+def test_the_first_request_of_the_readme_reaches_a_task_with_a_queue_of_its_own(start: Start, addresses: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mail.py").write_text(
+        "from taskq import App\napp = App()\n@app.task(queue='email')\nasync def send_email(to: str) -> str: return 'sent to ' + to\n"
+    )
+    start("worker", "--connect", addresses["tcp"], "--app", "mail")
+    _, made = curl("-X", "POST", f"http://{addresses['http']}/enqueue", "-H", "Content-Type: application/json", "-d", README)
+    assert curl(f"http://{addresses['http']}/v1/tasks/{made['id']}?wait=30")[1]["result"] == "sent to user@example.com"
+
+
 def test_a_wait_over_http_is_answered_when_the_task_ends(start: Start, addresses: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "mail.py").write_text("from taskq import App\napp = App()\n@app.task\ndef send_email(to: str) -> dict: return {'sent': to}\n")
     status, made = curl("-X", "POST", f"http://{addresses['http']}/enqueue", "-H", "Content-Type: application/json", "-d", README)
