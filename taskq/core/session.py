@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import random
 from collections.abc import Callable, Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -24,6 +25,7 @@ from taskq.ids import TOKEN_BYTES, split
 VERSION = 1
 ROLES = ("producer", "worker", "keeper")
 NAMES_MAX = 10_000
+ROWS_MAX = 10_000
 CLIENT_FIELDS_MAX = 16
 CLIENT_CHARS_MAX = 256
 
@@ -130,6 +132,8 @@ class Session:
             return
         if type(whole) is fx.Known:
             whole = self._known(seq, whole, now_ms)
+        elif type(whole) is m.Inspected:
+            del whole.rows[ROWS_MAX:]
         self.answers.append((seq, whole))
 
     def lost(self, now_ms: int) -> None:
@@ -295,7 +299,8 @@ class Session:
 def inspected(house: House, what: str, now_ms: int) -> m.Inspected | m.Error:
     """What can be told without asking the shards."""
     if what == "workers":
-        return m.Inspected([_worker(house, consumer, now_ms) for consumer in house.consumers.values() if consumer.origin])
+        connected = islice((consumer for consumer in house.consumers.values() if consumer.origin), ROWS_MAX)
+        return m.Inspected([_worker(house, consumer, now_ms) for consumer in connected])
     if what == "broker":
         return m.Inspected([house.describe()])
     return error_of(BadRequest(f"what: {what[:40]!r} is unknown; use queues, workers or broker", field="what"))

@@ -8,6 +8,7 @@ import pytest
 from small_world import GRACE_MS, LEASE_MS, NOW_MS, PASS_MS, Peer, Worker, World
 
 from taskq.core import messages as m
+from taskq.core import session as module
 from taskq.core.session import CLIENT_CHARS_MAX, CLIENT_FIELDS_MAX, NAMES_MAX, Session
 from taskq.core.task import PENDING, RUNNING
 from taskq.errors import OutOfOrder, ProtocolError, VersionUnsupported
@@ -169,6 +170,15 @@ def test_workers_are_shown_while_they_are_connected(world: World) -> None:
 def test_the_broker_describes_itself_and_nothing_else(world: World) -> None:
     assert world.client.ask(m.Inspect("broker")).rows == [{"version": "test"}]
     assert world.client.ask(m.Inspect("secrets")).code == "BAD_REQUEST"
+
+
+def test_an_inspection_shows_no_more_rows_than_a_client_takes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS_MAX", 3)
+    for number in range(5):
+        world.enqueue(b"x", queue=f"q{number}")
+        Worker(world, f"w{number}", f"q{number}")
+    assert [row["queue"] for row in world.client.ask(m.Inspect("queues")).rows] == ["q0", "q1", "q2"]
+    assert len(world.client.ask(m.Inspect("workers")).rows) == 3
 
 
 # ---- resume ----------------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from message_strategies import messages, messages_of, owned
 
 from taskq.core import messages as m
+from taskq.core.session import ROWS_MAX
 from taskq.errors import BadRequest, ProtocolError
 from taskq.protocol import codec
 from taskq.protocol.codec import JOIN_BYTES, PREFIX, decode, encode, join
@@ -266,3 +267,10 @@ def test_join_passes_large_buffers_on_and_joins_small_ones() -> None:
 def test_every_field_of_every_message_has_a_check() -> None:
     for kind, plan in codec.PLANS.items():
         assert len(plan.rules) == len(attrs.fields(KINDS[kind]))
+
+
+def test_as_many_rows_as_a_session_shows_can_be_read() -> None:
+    counts = dict.fromkeys(("pending", "running", "scheduled", "waiting", "retrying", "failed", "workers"), 0)
+    rows = [{"queue": f"queue-{number}", **counts} for number in range(ROWS_MAX)]
+    kind, head, payload = parts(m.Inspected(rows))
+    assert decode(kind, head, payload) == m.Inspected(rows)
