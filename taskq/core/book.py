@@ -101,9 +101,6 @@ class Book:
     def owns_queue(self, name: str) -> bool:
         return self.owns_slot(slot_of_queue(name))
 
-    def slot_of(self, queue: str) -> int:
-        return slot_of_queue(queue)
-
     def queue(self, name: str) -> Queue:
         queue = self.queues.get(name)
         if queue is None:
