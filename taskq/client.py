@@ -231,6 +231,10 @@ class AsyncClient:
     async def workers(self) -> list[dict[str, Any]]:
         return await self._inspect("workers")
 
+    async def broker(self) -> dict[str, Any]:
+        """The broker about itself: version, pid, addresses, data folder, settings, how far journal and store are."""
+        return (await self._inspect("broker"))[0]
+
     async def _inspect(self, what: str) -> list[dict[str, Any]]:
         answer: m.Inspected = await self._call(m.Inspect(what))
         return answer.rows
@@ -463,3 +467,6 @@ class Client:
 
     def workers(self) -> list[dict[str, Any]]:
         return self.run(lambda client: client.workers())
+
+    def broker(self) -> dict[str, Any]:
+        return self.run(lambda client: client.broker())

@@ -167,7 +167,7 @@ class StoreActor:
         self._stopping = True
         self._wake.set()
         await self._task
-        await self._store.checkpoint()
+        await self._store.checkpoint()  # one that a reader blocks is made by the next start
 
     async def abandon(self) -> None:
         """After a crash: touch nothing more."""

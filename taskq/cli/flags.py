@@ -38,10 +38,10 @@ def _flag(row: Setting) -> Callable[[F], F]:
 
 
 @contextmanager
-def start_errors(program: str) -> Iterator[None]:
-    """A start that cannot succeed ends the program with one message on stderr and the error's exit code."""
+def start_errors(program: str, exit_code: int | None = None) -> Iterator[None]:
+    """A start that cannot succeed ends the program with one message on stderr and the error's exit code, or this one."""
     try:
         yield
     except StartError as error:
         print(f"{program}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if exit_code is None else exit_code)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from taskq.cli.backup import backup
 from taskq.cli.dev import dev
+from taskq.cli.doctor import doctor
 from taskq.cli.flags import HELP
 from taskq.core.messages import ENCODINGS
 from taskq.errors import BrokerUnavailable, StartError, TaskqError
@@ -45,6 +47,8 @@ def main(context: click.Context, url: str | None) -> None:
 
 
 main.add_command(dev)
+main.add_command(backup)
+main.add_command(doctor)
 
 
 def talks(command: F) -> F:

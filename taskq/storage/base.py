@@ -112,8 +112,9 @@ class Store(Protocol):
         may have been finished."""
         ...
 
-    async def checkpoint(self) -> None:
-        """Bring the engine's own log into its main file and sync both; a no-op where there is none."""
+    async def checkpoint(self) -> bool:
+        """Bring the engine's own log into its main file and sync both; a no-op where there is none.  False if a reader kept it from that: what
+        was committed is as durable as before, in the log."""
         ...
 
     async def close(self) -> None: ...

@@ -95,8 +95,9 @@ class MemoryStore:
             contents.meta[PRUNED_ID_MS] = max(contents.meta.get(PRUNED_ID_MS, 0), id_ms_max)
         return Pruned(len(gone), id_ms_max, tuple(sorted(Counter(row[QUEUE] for row in failed[: retention.rows_max]).items())))
 
-    async def checkpoint(self) -> None:
+    async def checkpoint(self) -> bool:
         """Nothing to do."""
+        return True
 
     async def close(self) -> None:
         """Nothing to do: the contents stay for the next store."""

@@ -19,7 +19,7 @@ from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
 from taskq.core.task import FAILED, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
-from taskq.errors import JournalCorrupt
+from taskq.errors import JournalCorrupt, StartError
 from taskq.ids import ID_BYTES, split
 from taskq.storage.base import PRUNED_ID_MS, Journal, Store
 from taskq.storage.rows import batch_of, decode_record, task_of
@@ -67,7 +67,8 @@ async def recover(store: Store, journal: Journal) -> Recovered:
             shard = scratch()
     epoch += 1
     await store.commit(batch_of(shard.take_dirty(), {"applied_lsn": lsn, "next_seq": next_seq, "epoch": epoch}))
-    await store.checkpoint()
+    if not await store.checkpoint():
+        raise StartError("the store is being read by another program, a backup perhaps, and cannot be checked in; start again when that has ended")
     journal.start(epoch, lsn + 1)
     journal.drop(lsn)
     return Recovered(epoch, lsn + 1, next_seq, meta.get(PRUNED_ID_MS, 0), replayed)

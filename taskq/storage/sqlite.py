@@ -251,10 +251,9 @@ def _find(connection: sqlite3.Connection, ids: Sequence[bytes], keys: Sequence[t
     return found
 
 
-def _checkpoint(connection: sqlite3.Connection) -> None:
+def _checkpoint(connection: sqlite3.Connection) -> bool:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy:
-        raise sqlite3.OperationalError("the checkpoint was blocked by a reader that does not end")
+    return not busy
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------------------------
@@ -365,8 +364,8 @@ class SqliteStore:
     async def prune(self, retention: Retention) -> Pruned:
         return await self._run(_transact, lambda connection: _prune(connection, retention))
 
-    async def checkpoint(self) -> None:
-        await self._run(_checkpoint)
+    async def checkpoint(self) -> bool:
+        return await self._run(_checkpoint)
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None

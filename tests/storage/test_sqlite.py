@@ -80,7 +80,7 @@ async def test_a_checkpoint_empties_the_log(store: SqliteStore) -> None:
     assert wal.stat().st_size == 0
 
 
-async def test_a_blocked_checkpoint_is_an_error(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_checkpoint_says_that_a_reader_blocks_it(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await store._run(lambda c: c.execute("PRAGMA busy_timeout = 20").fetchall())
     await store.commit(WriteBatch(put=[row(1)]))
     reader = sqlite3.connect(f"{store.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
@@ -88,11 +88,10 @@ async def test_a_blocked_checkpoint_is_an_error(store: SqliteStore, monkeypatch:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM tasks").fetchone()
         await store.commit(WriteBatch(put=[row(2)]))
-        with pytest.raises(sqlite3.OperationalError, match="blocked by a reader"):
-            await store.checkpoint()
+        assert not await store.checkpoint()
     finally:
         reader.close()
-    await store.checkpoint()
+    assert await store.checkpoint()
 
 
 # ---- plans: nothing that is asked often may read the whole table -------------------------------------------------------------------------
