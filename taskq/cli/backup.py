@@ -11,7 +11,7 @@ import click
 
 from taskq.cli.broker import config_file
 from taskq.cli.flags import start_errors
-from taskq.config import BrokerConfig, load, show_bytes
+from taskq.config import MIB, BrokerConfig, load
 from taskq.errors import StartError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def backup(target: str, data: str | None, as_json: bool) -> None:
 
         print_json({**attrs.asdict(made), "path": str(made.path.resolve())})
     else:
-        print(f"{made.path}: {made.tasks:,} tasks, {show_bytes(made.size_bytes)}, up to record {made.lsn:,} of the journal, {made.seconds:.1f} s")
+        print(f"{made.path}: {made.tasks:,} tasks, {made.size_bytes / MIB:,.1f} MiB, up to record {made.lsn:,} of the journal, {made.seconds:.1f} s")
 
 
 def data_folder(flag: str | None) -> Path:
