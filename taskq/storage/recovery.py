@@ -19,7 +19,7 @@ from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
 from taskq.core.task import FAILED, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
-from taskq.errors import JournalCorrupt
+from taskq.errors import JournalCorrupt, StartError
 from taskq.ids import ID_BYTES, split
 from taskq.storage.base import PRUNED_ID_MS, Journal, Store
 from taskq.storage.rows import batch_of, decode_record, task_of
@@ -46,7 +46,16 @@ def scratch() -> Shard:
 
 
 async def recover(store: Store, journal: Journal) -> Recovered:
-    """Replay the journal into the store and begin a new epoch in both.  Raises JournalCorrupt, StoreCorrupt."""
+    """Replay the journal into the store and begin a new epoch in both.  Raises JournalCorrupt, StoreCorrupt, and leaves the files as they are
+    then."""
+    try:
+        return await _recover(store, journal)
+    except StartError:
+        await store.release()
+        raise
+
+
+async def _recover(store: Store, journal: Journal) -> Recovered:
     meta = await store.open()
     applied_lsn, next_seq, epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
     shard, lsn, replayed = scratch(), applied_lsn, 0

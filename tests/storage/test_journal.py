@@ -506,7 +506,7 @@ def test_any_flipped_bit_in_the_witness_is_refused_and_a_missing_one_vouches_for
     path = tmp_path / "journal.witness"
     for at in range(path.stat().st_size):
         flip(path, at)
-        with pytest.raises(JournalCorrupt, match="journal.witness: damaged at offset 0"):
+        with pytest.raises(JournalCorrupt, match=r"journal\.witness: damaged at offset 0"):
             found(FileJournal(tmp_path / "journal"))
         flip(path, at)
     path.unlink()
