@@ -42,7 +42,7 @@ from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
-from taskq.storage.sqlite import SqliteStore, quick_check
+from taskq.storage.sqlite import SqliteStore, integrity_check
 from taskq.version import VERSION
 
 SECRET_BYTES = 32
@@ -103,7 +103,7 @@ class Node:
             for shard in shards
         ]
         self._store = await enter(self._storing(store, shared))
-        if recovered.replayed:
+        if not store.checked:
             self._parts.enter_context(self._checking(store.path))
         self._listener = await enter(self._listening())
         await enter(self._serving_http())
@@ -175,11 +175,11 @@ class Node:
 
     @contextmanager
     def _checking(self, path: Path) -> Iterator[None]:
-        """After an unclean stop the whole store is looked at, beside the work; damage stops the node."""
+        """A store that is too large to be looked at before the start is looked at beside the work; damage stops the node."""
         ended = threading.Event()
 
         def check() -> None:
-            found = quick_check(path, ended)
+            found = integrity_check(path, ended)
             if found and not ended.is_set():
                 self._loop.call_soon_threadsafe(self._crashed, StoreCorrupt(f"{path}: {found[0]}; the file was left untouched"))
 

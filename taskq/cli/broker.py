@@ -1,8 +1,8 @@
 """`taskq-broker`: the settings, the process, one node in it, its signals and its end.
 
 One line on stdout says that it is ready; logs go to stderr.  Exit codes: 0 after an orderly stop, 70 when the node crashed (what it had
-acknowledged is in the journal, the next start recovers), else that of the StartError.  Only here are the policies of the process set: loop,
-garbage collection, switch interval, open files, since only here does the process belong to taskq.
+acknowledged is in the journal, the next start recovers), else that of the StartError, also when damage shows itself only later.  Only here
+are the policies of the process set: loop, garbage collection, switch interval, open files, since only here does the process belong to taskq.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def end_on_crash(failed: asyncio.Future[None]) -> None:
     logging.getLogger("taskq.broker").critical("the broker crashed and ends: %s: %s", type(crash).__name__, crash, exc_info=crash)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(EXIT_CRASH)
+    os._exit(crash.exit_code if isinstance(crash, StartError) else EXIT_CRASH)
 
 
 def ready_line(config: BrokerConfig, node: Node) -> str:

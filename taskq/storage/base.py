@@ -119,6 +119,10 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
+    async def release(self) -> None:
+        """Let go of the files as they are, with nothing written: they are damaged, or do not belong together."""
+        ...
+
 
 @attrs.frozen
 class JournalBatch:
@@ -135,13 +139,13 @@ class Journal(Protocol):
 
     def read(self, after_lsn: int) -> Iterator[JournalBatch]:
         """The batches of the records with LSN > after_lsn, in order; a batch that reaches below begins with LSN after_lsn + 1.  A torn tail is
-        cut (and the cut synced) and told in `cut`.  What is given out is durable.  Raises JournalCorrupt with path and offset.  Must be read to
-        its end before `start`."""
+        cut (and the cut synced) and told in `cut`.  What is given out is durable.  Raises JournalCorrupt with path and offset before anything is
+        given out, also if a store that has no more than after_lsn had more before.  Must be read to its end before `start`."""
         ...
 
     def start(self, epoch: int, next_lsn: int) -> None:
-        """Begin a new segment under a new epoch; never appends to an old one.  LSNs may jump forward: next_lsn is the highest of the
-        journal's end and the store's applied_lsn, plus 1."""
+        """Begin a new segment under a new epoch; never appends to an old one.  The store has everything up to next_lsn - 1, durably.  LSNs may
+        jump forward: next_lsn is the highest of the journal's end and the store's applied_lsn, plus 1."""
         ...
 
     def write(self, first_lsn: int, records: Sequence[Sequence[bytes | memoryview]]) -> None:
@@ -153,7 +157,8 @@ class Journal(Protocol):
         ...
 
     def drop(self, applied_lsn: int) -> None:
-        """Forget segments whose last LSN is at most applied_lsn, but never the one being written."""
+        """The store has everything up to applied_lsn, durably: forget segments whose last LSN is at most that, but never the one being
+        written."""
         ...
 
     def close(self, *, empty: bool = False) -> None:

@@ -2,14 +2,18 @@
 
     segment = segment header, batch*                                         file name: the first LSN in 20 decimal digits, ".log"
     segment header = magic 8s, version u16, epoch u64, first_lsn u64, previous_lsn u64, mark 8s, crc32c u32
-    batch   = mark 8s, epoch u64, first_lsn u64, synced_lsn u64, records u32, body_bytes u32, crc32c u32, body
+    batch   = mark 8s, epoch u64, first_lsn u64, synced_lsn u64, applied_lsn u64, records u32, body_bytes u32, crc32c u32, body
     body    = one u32 length for each record, then the bytes of all records               (numbers are little-endian)
 
-Rules.  A segment's header is synced before its first batch is written, and the older segment before that header: so whatever stands in front
-of an existing segment had been synced.  The mark is random for each segment and opens each of its batches: a payload that contains a copy of
+Rules.  A segment gets its name when its header is synced, and the older segment was synced before that header: so whatever stands in front of
+an existing segment had been synced.  The mark is random for each segment and opens each of its batches: a payload that contains a copy of
 a batch is never taken for one.  A bad batch is a torn tail and is cut, unless it is known to have been synced: by a later segment, by a later
 batch of this segment that claims `synced_lsn` ≥ its first LSN, or because the store has applied it.  Then it is corruption: JournalCorrupt,
 files untouched.  Limit: the newest batches have no witness, a bit flip there is cut like a torn tail.
+
+The journal vouches for the store as well: each batch says what the store had applied when it was written, and a segment that opens an epoch
+that the store had applied all before it.  A store that has less is an older copy, or lost the end of its log.  Beside the folder lies a
+small file, the *witness* (witness.py): it names the newest segment, or the LSN at which an orderly stop emptied the journal.
 
 The journal knows nothing of what its records mean.  Every method blocks; one thread at a time calls them.
 """
@@ -31,21 +35,23 @@ from crc32c import crc32c
 
 from taskq.errors import JournalCorrupt, StartError
 from taskq.storage.base import JournalBatch
+from taskq.storage.witness import Witness, read_witness, sync_path, write_witness
 
 Buffer: TypeAlias = bytes | memoryview
 
 MAGIC = b"taskqJNL"
-VERSION = 1
+VERSION = 2
 SEGMENT_BYTES = 64 * 1024 * 1024
 COPY_BYTES_MAX = 4096  # smaller buffers are joined (one copy is cheaper than one more iovec), larger ones are written where they lie
 IOVECS_MAX = 1024  # the kernel's limit for one writev
 
 _HEAD = Struct("<8sHQQQ8s")
-_BATCH = Struct("<8sQQQII")
+_BATCH = Struct("<8sQQQQII")
 _CRC = Struct("<I")
 HEAD_BYTES = _HEAD.size + _CRC.size
 BATCH_HEAD_BYTES = _BATCH.size + _CRC.size
 _NAME = re.compile(r"\d{20}\.log")
+_UNNAMED = "new"  # a segment whose header is not synced yet
 
 
 @attrs.frozen
@@ -64,6 +70,7 @@ class _Batch:
 
     first_lsn: int
     synced_lsn: int
+    applied_lsn: int
     records: list[memoryview]
     end: int
 
@@ -105,10 +112,10 @@ def _join_small(buffers: list[Buffer]) -> list[Buffer]:
     return [*pieces, b"".join(small)]
 
 
-def _pack_batch(head: _Head, first_lsn: int, synced_lsn: int, records: Sequence[Sequence[Buffer]]) -> list[Buffer]:
+def _pack_batch(head: _Head, first_lsn: int, synced_lsn: int, applied_lsn: int, records: Sequence[Sequence[Buffer]]) -> list[Buffer]:
     lengths = [sum(map(len, record)) for record in records]
     table = pack(f"<{len(lengths)}I", *lengths)
-    fields = _BATCH.pack(head.mark, head.epoch, first_lsn, synced_lsn, len(lengths), len(table) + sum(lengths))
+    fields = _BATCH.pack(head.mark, head.epoch, first_lsn, synced_lsn, applied_lsn, len(lengths), len(table) + sum(lengths))
     pieces = _join_small([table, *chain.from_iterable(records)])
     crc = crc32c(fields)
     for piece in pieces:
@@ -121,7 +128,7 @@ def _unpack_batch(fd: int, at: int, size: int, head: _Head) -> _Batch | None:
     fields = os.pread(fd, BATCH_HEAD_BYTES, at)
     if len(fields) < BATCH_HEAD_BYTES:
         return None
-    mark, epoch, first_lsn, synced_lsn, count, body_bytes = _BATCH.unpack_from(fields)
+    mark, epoch, first_lsn, synced_lsn, applied_lsn, count, body_bytes = _BATCH.unpack_from(fields)
     start = at + BATCH_HEAD_BYTES
     if mark != head.mark or epoch != head.epoch or start + body_bytes > size or count * 4 > body_bytes:
         return None
@@ -130,7 +137,7 @@ def _unpack_batch(fd: int, at: int, size: int, head: _Head) -> _Batch | None:
         return None
     bounds = list(accumulate(unpack_from(f"<{count}I", body), initial=4 * count))
     view = memoryview(body)
-    return _Batch(first_lsn, synced_lsn, [view[begin:end] for begin, end in pairwise(bounds)], start + body_bytes)
+    return _Batch(first_lsn, synced_lsn, applied_lsn, [view[begin:end] for begin, end in pairwise(bounds)], start + body_bytes)
 
 
 def _pread(fd: int, count: int, at: int) -> bytes:
@@ -157,15 +164,6 @@ def _write_all(fd: int, buffers: list[Buffer]) -> int:
     return total
 
 
-def _sync_path(path: Path) -> None:
-    """fsync of a folder, or of a file that is not open for writing."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _corrupt(path: Path, offset: int, what: str) -> JournalCorrupt:
     return JournalCorrupt(f"{path}: damaged at offset {offset}: {what}; it had been synced, so the files were left untouched")
 
@@ -173,7 +171,7 @@ def _corrupt(path: Path, offset: int, what: str) -> JournalCorrupt:
 class FileJournal:
     """A Journal in the files of one folder.
 
-    After `read`: `cut` is (path, offset, bytes) of the torn tail that was cut off, or None; `end_lsn` the last LSN that was found, 0 if none.
+    After `read`: `cut` is (path, offset, bytes) of the torn tail that was cut off, or None; `end_lsn` the last LSN that is known of, 0 if none.
     `synced_lsn` is the last LSN known to be on disk, `bytes_written` counts since `start`.
     """
 
@@ -184,6 +182,7 @@ class FileJournal:
         self.end_lsn = 0
         self.synced_lsn = 0
         self.bytes_written = 0
+        self._applied_lsn = 0
         self._was_read = False
         self._segments: list[_Segment] = []
         self._head = _Head(0, 0, 0, b"")
@@ -195,28 +194,32 @@ class FileJournal:
     def read(self, after_lsn: int) -> Iterator[JournalBatch]:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths = sorted(path for path in self.path.iterdir() if _NAME.fullmatch(path.name))
-        self._segments = [_Segment(path, int(path.stem)) for path in paths]
         if paths:
-            _sync_path(paths[-1])  # after a kill its end may be in the page cache only; older segments were synced before it was made
+            sync_path(paths[-1])  # after a kill its end may be in the page cache only; older segments were synced before it was made
+        self._segments = [_Segment(path, int(path.stem)) for path in paths]
+        for _ in self._read_segments(after_lsn):
+            pass  # all of it is looked at before any of it is given out
+        self._check_ends(after_lsn)
+        yield from self._read_segments(after_lsn)
+        self._settle()
+
+    def _read_segments(self, after_lsn: int) -> Iterator[JournalBatch]:
+        self.end_lsn = 0
         for segment, following in zip(self._segments, [*self._segments[1:], None], strict=False):
             if following is not None and following.first_lsn - 1 <= after_lsn:
                 segment.last_lsn = following.first_lsn - 1  # the store has all of it: of no use any more, whatever its condition
                 continue
             yield from self._read_segment(segment, after_lsn, newest=following is None)
-        self._settle()
 
     def _read_segment(self, segment: _Segment, after_lsn: int, *, newest: bool) -> Iterator[JournalBatch]:
         fd = os.open(segment.path, os.O_RDONLY)
         try:
-            size = os.fstat(fd).st_size
             head = _unpack_head(os.pread(fd, HEAD_BYTES, 0), segment.path)
             if head is None:
-                if not newest or size > HEAD_BYTES:
-                    raise _corrupt(segment.path, 0, "the segment's header is not valid")
-                self.cut = (segment.path, 0, size)  # power failed while it was made: it never held a batch
-                return
+                raise _corrupt(segment.path, 0, "the segment's header is not valid")
             self._check_chain(segment.path, head, after_lsn)
-            yield from self._read_batches(fd, size, segment, head, after_lsn, newest)
+            self.end_lsn = head.previous_lsn
+            yield from self._read_batches(fd, os.fstat(fd).st_size, segment, head, after_lsn, newest)
         finally:
             os.close(fd)
 
@@ -239,19 +242,31 @@ class FileJournal:
                 return
             at, lsn = batch.end, lsn + len(batch.records)
             self.end_lsn = segment.last_lsn = lsn - 1
+            self._applied_lsn = max(self._applied_lsn, batch.applied_lsn)
             if self.end_lsn > after_lsn:
                 skip = max(0, after_lsn + 1 - batch.first_lsn)
                 yield JournalBatch(head.epoch, batch.first_lsn + skip, batch.records[skip:])
 
+    def _check_ends(self, after_lsn: int) -> None:
+        """The store has what the journal says that it had, and the journal reaches as far as the store and the witness say."""
+        witness = read_witness(self._witness_path)
+        if witness.segment and witness.segment not in [segment.first_lsn for segment in self._segments]:
+            raise _corrupt(self._name(witness.segment), 0, "the segment is missing")
+        had = max(self._applied_lsn, witness.emptied_lsn)
+        if had > after_lsn:
+            raise JournalCorrupt(
+                f"{self.path}: the store ends with LSN {after_lsn}, but it had LSN {after_lsn + 1} to {had}: its file is missing or an older copy, "
+                "or its -wal file is missing or damaged; the files were left untouched; a backup belongs into a data folder of its own"
+            )
+        if self._segments and self.end_lsn < after_lsn != witness.emptied_lsn:
+            newest = self._segments[-1].path
+            raise _corrupt(newest, newest.stat().st_size, f"LSN {self.end_lsn + 1} to {after_lsn}, which the store has, are missing at its end")
+
     def _settle(self) -> None:
-        """Cut the torn tail, durably, and remove a segment that holds nothing."""
-        if self._segments:
-            newest = self._segments[-1]
-            if not newest.last_lsn:
-                self._remove(newest)
-            elif self.cut:
-                _truncate(newest.path, self.cut[1])
-        _sync_path(self.path)
+        """Cut the torn tail, durably.  A segment that holds nothing stays until the next one is there."""
+        if self.cut:
+            _truncate(self._segments[-1].path, self.cut[1])
+        sync_path(self.path)
         self.synced_lsn = self.end_lsn
         self._was_read = True
 
@@ -262,24 +277,25 @@ class FileJournal:
             raise RuntimeError("the journal must be read to its end before it is started")
         if next_lsn <= self.end_lsn:
             raise ValueError(f"next_lsn is {next_lsn}, but the journal holds records up to {self.end_lsn}")
-        previous_lsn, self.end_lsn = self.end_lsn, next_lsn - 1
-        self.synced_lsn = self.end_lsn
-        self._open_segment(epoch, previous_lsn)
+        self.end_lsn = self.synced_lsn = self._applied_lsn = next_lsn - 1
+        self._open_segment(epoch)
 
-    def _open_segment(self, epoch: int, previous_lsn: int) -> None:
-        first_lsn = self.end_lsn + 1
-        segment = _Segment(self.path / f"{first_lsn:020d}.log", first_lsn)
-        head = _Head(epoch, first_lsn, previous_lsn, secrets.token_bytes(8))
-        fd = os.open(segment.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    def _open_segment(self, epoch: int) -> None:
+        first_lsn, unnamed = self.end_lsn + 1, self.path / _UNNAMED
+        segment = _Segment(self._name(first_lsn), first_lsn)
+        head = _Head(epoch, first_lsn, self.end_lsn, secrets.token_bytes(8))
+        fd = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             self._segment_size = _write_all(fd, [_pack_head(head)])
             os.fdatasync(fd)
-            _sync_path(self.path)
+            unnamed.rename(segment.path)  # in the place of one that held nothing, perhaps
+            sync_path(self.path)
+            write_witness(self._witness_path, Witness(first_lsn))
         except BaseException:
             os.close(fd)
             raise
         self._fd, self._head = fd, head
-        self._segments.append(segment)
+        self._segments = [*(old for old in self._segments if old.first_lsn != first_lsn), segment]
 
     def write(self, first_lsn: int, records: Sequence[Sequence[Buffer]]) -> None:
         if first_lsn != self.end_lsn + 1:
@@ -288,7 +304,7 @@ class FileJournal:
             return
         if self._segments[-1].last_lsn and self._segment_size >= self.segment_bytes:
             self._roll()
-        pieces = _pack_batch(self._head, first_lsn, self.synced_lsn, records)
+        pieces = _pack_batch(self._head, first_lsn, self.synced_lsn, self._applied_lsn, records)
         written = self._guard(_write_all, pieces)
         self._segment_size += written
         self.bytes_written += written
@@ -305,7 +321,7 @@ class FileJournal:
         self.sync()
         os.close(self._fd)
         self._fd = -1
-        self._open_segment(self._head.epoch, self.end_lsn)
+        self._open_segment(self._head.epoch)
 
     def _guard(self, operation: Callable[..., int], *arguments: list[Buffer]) -> int:
         """After an error nothing may be written behind the unknown bytes, so the file is closed and every later call fails as well."""
@@ -319,6 +335,7 @@ class FileJournal:
             raise
 
     def drop(self, applied_lsn: int) -> None:
+        self._applied_lsn = max(self._applied_lsn, applied_lsn)
         while len(self._segments) > 1 and self._segments[0].last_lsn <= applied_lsn:
             self._remove(self._segments[0])  # not synced: a segment that comes back after a power loss is skipped by its LSNs
 
@@ -328,14 +345,22 @@ class FileJournal:
             os.close(self._fd)
             self._fd = -1
         if empty:
+            write_witness(self._witness_path, Witness(emptied_lsn=self.end_lsn))
             for segment in list(self._segments):
                 self._remove(segment)
-            _sync_path(self.path)
+            sync_path(self.path)
 
     def release(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _name(self, first_lsn: int) -> Path:
+        return self.path / f"{first_lsn:020d}.log"
+
+    @property
+    def _witness_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.witness")
 
     def _remove(self, segment: _Segment) -> None:
         segment.path.unlink()

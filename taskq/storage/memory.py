@@ -102,6 +102,9 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to do: the contents stay for the next store."""
 
+    async def release(self) -> None:
+        """Nothing to let go of."""
+
 
 class MemoryJournal:
     """A Journal in two lists of batches: `synced` survives a power loss, `unsynced` survives the death of the process only."""

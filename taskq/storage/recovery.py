@@ -46,7 +46,16 @@ def scratch() -> Shard:
 
 
 async def recover(store: Store, journal: Journal) -> Recovered:
-    """Replay the journal into the store and begin a new epoch in both.  Raises JournalCorrupt, StoreCorrupt."""
+    """Replay the journal into the store and begin a new epoch in both.  Raises JournalCorrupt, StoreCorrupt, and leaves the files as they are
+    then."""
+    try:
+        return await _recover(store, journal)
+    except StartError:
+        await store.release()
+        raise
+
+
+async def _recover(store: Store, journal: Journal) -> Recovered:
     meta = await store.open()
     applied_lsn, next_seq, epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
     shard, lsn, replayed = scratch(), applied_lsn, 0

@@ -4,8 +4,10 @@ Rules.  Exactly one read-write connection, which alone checkpoints (two at once 
 A transaction is one plain function that runs in the connection's thread in one hop: nothing can interleave with it or cancel it half-way.
 Rows travel in multi-row statements, never by `executemany`: each step of a statement hands the GIL over, and beside a busy event loop it
 takes milliseconds to come back.  COMMIT returns when the transaction survives power loss (synchronous=FULL).  A finished row is never
-searched by most of its columns, and binding values is most of what a row costs, so it is a few columns and one packed `body`.  This file
-knows SQL and nothing about tasks beyond the columns and the meaning of two states, pending (2) and failed (6).
+searched by most of its columns, and binding values is most of what a row costs, so it is a few columns and one packed `body`.  Every row has
+a seal (seal.py), which is looked at whenever the row is read.  Damage is StoreCorrupt, and the files are let go of as they are: an ordinary
+close would bring the log into the main file.  This file knows SQL and nothing about tasks beyond the columns and the meaning of two states,
+pending (2) and failed (6).
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from functools import cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import aiosqlite
 import msgpack
@@ -27,16 +30,17 @@ import msgpack
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
+from taskq.storage.seal import BrokenSeal, Pack, seal_of_finished, seal_of_live, seal_of_number, unsealed_finished, unsealed_live
 
 T = TypeVar("T")
-Pack: TypeAlias = Callable[[Any], bytes]
 
 APPLICATION_ID = 0x7461736B  # "task"
-FORMAT = 1
+FORMAT = 2
 PENDING = 2
 CHUNKS = (500, 100, 20, 1)  # rows in one statement: few different texts, so that all stay in the connection's statement cache
 INSIDE_BYTES_MAX = 8_192  # of a finished payload and its result: to copy as much costs less than to bind two more values
 BUSY_SECONDS_MAX = 5.0
+CHECK_BYTES_MAX = 32 * 1024 * 1024  # of a store that is looked at as a whole before it is used; a larger one is checked beside the work
 CHECK_STEPS = 100_000  # of SQLite's machine, between two looks at whether a check is still wanted
 
 # each is set and then read back, since SQLite ignores what it does not know without an error
@@ -56,9 +60,10 @@ _FIELDS = """seq INTEGER PRIMARY KEY, id BLOB NOT NULL, queue TEXT NOT NULL, tas
 
 # `tasks`: live tasks and dead letters.  tasks_line begins with the constant state, else SQLite reads the rows too when it only counts.
 # `finished`: appended in finish order, pruned from its old end, so place has no gaps.  `body` is a msgpack list of the row's values but for
-# its id and finished_ms; queue and key are there for the index, and NULL without a key; payload and result are NULL if the body holds them
+# its id and finished_ms; queue and key are there for the index, and NULL without a key; payload and result are NULL if the body holds them.
+# Behind the meta of a live row and the body of a finished one stands the seal
 SCHEMA = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL, seal INTEGER NOT NULL) WITHOUT ROWID",
     f"CREATE TABLE tasks ({_FIELDS})",
     "CREATE INDEX tasks_id ON tasks (id)",
     "CREATE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL",
@@ -90,8 +95,8 @@ LOAD_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2
 _LINE = "queue = ? AND priority = ? AND task_type = ? AND position > ? ORDER BY position, seq LIMIT ?"
 LINE_PENDING = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_line WHERE state = 2 AND +state = ? AND {_LINE}"
 LINE_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2 AND state = ? AND {_LINE}"
-SET_META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-RAISE_META = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)"
+SET_META = "INSERT INTO meta VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value, seal = excluded.seal"
+GET_META = "SELECT name, value, seal FROM meta"
 
 FINISHED_BOUNDS = "SELECT (SELECT min(place) FROM finished), (SELECT max(place) FROM finished)"
 FIRST_YOUNG = "SELECT place FROM finished WHERE place BETWEEN ? AND ? AND finished_ms >= ? ORDER BY place LIMIT 1"
@@ -143,7 +148,7 @@ def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
             at += size
 
 
-# ---- finished rows: a few columns and a body ---------------------------------------------------------------------------------------------
+# ---- rows as they are bound and read -----------------------------------------------------------------------------------------------------
 
 
 def _bind_finished(rows: Sequence[Row], pack: Pack) -> tuple[int, list[Any]]:
@@ -152,11 +157,13 @@ def _bind_finished(rows: Sequence[Row], pack: Pack) -> tuple[int, list[Any]]:
     width = BARE
     bound: list[tuple[Any, ...]] = []
     for seq, id_, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, meta in rows:
-        outside = (None, None)
+        outside: tuple[Any, Any] = (None, None)
         if large := len(payload) + len(result) > INSIDE_BYTES_MAX:
             outside, payload, result = (payload, result), None, None
         body = pack((seq, queue, task_type, state, priority, position, due_ms, key, payload, result, meta))
-        values: tuple[Any, ...] = (bytearray(id_), finished_ms, bytearray(body))
+        sealed = bytearray(body)
+        sealed += seal_of_finished(id_, finished_ms, body, *outside)
+        values: tuple[Any, ...] = (bytearray(id_), finished_ms, sealed)
         if large or key is not None:
             width = LARGE if large else max(width, KEYED)
             values += (None if key is None else queue, key, *outside)
@@ -166,6 +173,12 @@ def _bind_finished(rows: Sequence[Row], pack: Pack) -> tuple[int, list[Any]]:
     return width, list(chain.from_iterable(bound))
 
 
+def _bind_live(row: Row, pack: Pack) -> list[Any]:
+    sealed = bytearray(row[12])
+    sealed += seal_of_live(row, pack)
+    return [*map(_bound, row[:12]), sealed]
+
+
 def _bound(value: Any) -> Any:
     """The value of a live row as it is bound, small blobs as bytearrays as above."""
     return bytearray(value) if type(value) is bytes and len(value) <= INSIDE_BYTES_MAX else value
@@ -173,7 +186,8 @@ def _bound(value: Any) -> Any:
 
 def finished_row(id_: bytes, finished_ms: int, body: bytes, payload_column: bytes | None, result_column: bytes | None) -> Row:
     """The row that these columns of a finished one make."""
-    seq, queue, task_type, state, priority, position, due_ms, key, payload, result, meta = msgpack.unpackb(body)
+    bare = unsealed_finished(id_, finished_ms, body, payload_column, result_column)
+    seq, queue, task_type, state, priority, position, due_ms, key, payload, result, meta = msgpack.unpackb(bare)
     if payload is None:
         payload, result = payload_column, result_column
     return (seq, id_, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, meta)
@@ -199,12 +213,24 @@ def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> Non
     for seqs in chunks(sorted(batch.delete)):
         execute(_delete_tasks(len(seqs)), seqs)
     for rows in chunks(sorted(batch.put, key=itemgetter(0))):
-        execute(_insert_tasks(len(rows)), [_bound(value) for value in chain.from_iterable(rows)])
+        execute(_insert_tasks(len(rows)), [value for row in rows for value in _bind_live(row, pack)])
     for rows in chunks(batch.finish):
         width, values = _bind_finished(rows, pack)
         execute(_insert_finished(width, len(rows)), values)
     for name, value in batch.meta.items():
-        execute(SET_META, (name, value))
+        _set_meta(connection, name, value)
+
+
+def _set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
+    connection.execute(SET_META, (name, value, seal_of_number(name, value)))
+
+
+def _get_meta(connection: sqlite3.Connection) -> dict[str, int]:
+    rows = connection.execute(GET_META).fetchall()
+    for name, value, seal in rows:
+        if seal_of_number(name, value) != seal:
+            raise BrokenSeal(f"row {name!r} of table meta is not as it was written")
+    return {name: value for name, value, _ in rows}
 
 
 def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
@@ -215,7 +241,7 @@ def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
     failed = tuple(connection.execute(OLD_FAILED_QUEUES, old_failed).fetchall())
     rows = connection.execute(DELETE_FINISHED, (last,)).rowcount + connection.execute(DELETE_FAILED, old_failed).rowcount
     if rows:
-        connection.execute(RAISE_META, (PRUNED_ID_MS, id_ms_max))
+        _set_meta(connection, PRUNED_ID_MS, max(id_ms_max, _get_meta(connection).get(PRUNED_ID_MS, 0)))
     return Pruned(rows, id_ms_max, failed)
 
 
@@ -230,15 +256,20 @@ def _last_old(connection: sqlite3.Connection, retention: Retention) -> int:
     return int(min(end, max(expired, newest - retention.finished_rows_max)))
 
 
-def _load(connection: sqlite3.Connection, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
+def _load(connection: sqlite3.Connection, pack: Pack, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
     rows: list[Row] = []
     for state in set(states):
         rows += connection.execute(LOAD_PENDING if state == PENDING else LOAD_OTHER, (state, after_seq, limit))
     rows.sort(key=itemgetter(0))
-    return rows[:limit]
+    return [unsealed_live(row, pack) for row in rows[:limit]]
 
 
-def _find(connection: sqlite3.Connection, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
+def _line(connection: sqlite3.Connection, pack: Pack, state: int, wanted: Sequence[Any]) -> list[Row]:
+    statement = LINE_PENDING if state == PENDING else LINE_OTHER
+    return [unsealed_live(row, pack) for row in connection.execute(statement, (state, *wanted)).fetchall()]
+
+
+def _find(connection: sqlite3.Connection, pack: Pack, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
     found: list[Row] = []
     for table in ("tasks", "finished"):
         rows: dict[int, Row] = {}
@@ -247,7 +278,7 @@ def _find(connection: sqlite3.Connection, ids: Sequence[bytes], keys: Sequence[t
         for some_keys in chunks(keys):
             rows.update((row[0], row) for row in connection.execute(_find_keys(table, len(some_keys)), list(chain.from_iterable(some_keys))))
         ordered = [rows[place][1:] for place in sorted(rows)]
-        found += [finished_row(*values) for values in ordered] if table == "finished" else ordered
+        found += [finished_row(*values) if table == "finished" else unsealed_live(values, pack) for values in ordered]
     return found
 
 
@@ -259,9 +290,11 @@ def _checkpoint(connection: sqlite3.Connection) -> bool:
 # ---- opening ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> dict[str, int]:
-    """Check whose file it is before anything is changed, then set the pragmas and create what is missing."""
+def _prepare(connection: sqlite3.Connection, path: Path, pack: Pack) -> tuple[dict[str, int], bool]:
+    """Check whose file it is and, if it is small, whether it is sound, before anything is changed; then set the pragmas and create what is
+    missing.  The named integers, and whether all was looked at."""
     fresh = _is_fresh(connection, path)
+    checked = fresh or _check_if_small(connection, pack)
     for name, (value, expected) in PRAGMAS.items():
         connection.execute(f"PRAGMA {name} = {value}").fetchall()
         answer = connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -270,7 +303,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> dict[str, int]:
             raise StartError(f"{path}: SQLite {version} answers {answer!r} to PRAGMA {name} = {value}; the store cannot run without it")
     if fresh:
         _transact(connection, lambda transaction: [transaction.execute(statement) for statement in SCHEMA])
-    return dict(connection.execute("SELECT name, value FROM meta").fetchall())
+    return _get_meta(connection), checked
 
 
 def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
@@ -287,14 +320,32 @@ def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-def quick_check(path: Path, ended: threading.Event | None = None) -> list[str]:
+def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
+    """Look at every page, index and row of a store that is small enough for it; False if it is not.  Raises BrokenSeal."""
+    pages, page_bytes = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    if pages * page_bytes > CHECK_BYTES_MAX:
+        return False
+    if found := _integrity(connection, "1"):
+        raise BrokenSeal(found[0])
+    for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks"):
+        unsealed_live(row, pack)
+    for row in connection.execute(f"SELECT {', '.join(READ['finished'])} FROM finished"):
+        finished_row(*row[1:])
+    return True
+
+
+def _integrity(connection: sqlite3.Connection, what: str) -> list[str]:
+    return [" ".join(answer.split()) for (answer,) in connection.execute(f"PRAGMA integrity_check({what})") if answer != "ok"]
+
+
+def integrity_check(path: Path, ended: threading.Event | None = None) -> list[str]:
     """What SQLite finds wrong in the file, nothing if it is sound, or if `ended` was set meanwhile.  Blocks, reads everything through a
     read-only connection of its own, and takes one table at a time, since a long read keeps the WAL from being reset."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS_MAX)
+    connection = _reader(path)
     if ended is not None:
         connection.set_progress_handler(ended.is_set, CHECK_STEPS)
     try:
-        answers = [connection.execute(f"PRAGMA quick_check('{table}')").fetchall() for table in ("meta", "tasks", "finished")]
+        return [answer for table in ("meta", "tasks", "finished") for answer in _integrity(connection, f"'{table}'")]
     except sqlite3.DatabaseError as error:
         if ended is not None and ended.is_set():
             return []
@@ -303,21 +354,28 @@ def quick_check(path: Path, ended: threading.Event | None = None) -> list[str]:
         return [str(error)]
     finally:
         connection.close()
-    return [answer for (answer,) in chain.from_iterable(answers) if answer != "ok"]
 
 
-def _is_damage(error: BaseException) -> bool:
-    return isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def _reader(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS_MAX)
+
+
+def _is_damage(error: Exception) -> bool:
+    """A text that is none is found by Python's module, which gives it no code."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, BrokenSeal) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes or "decode to UTF-8" in str(error)
 
 
 class SqliteStore:
-    """A Store in one SQLite file."""
+    """A Store in one SQLite file.  `checked`, once it is open: all of it was found sound, else `integrity_check` is still to be asked."""
 
     capabilities = Capabilities("sqlite", durable=True)
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checked = False
         self._connection: aiosqlite.Connection | None = None
+        self._damaged = False
         # one packer for all commits, for the connection's thread only; a blob of a kind that msgpack does not know is packed as a view of it
         self._pack: Pack = msgpack.Packer(default=memoryview, buf_size=2 * INSIDE_BYTES_MAX).pack
 
@@ -325,37 +383,43 @@ class SqliteStore:
         opening = asyncio.ensure_future(self._open())
         try:
             return await asyncio.shield(opening)
-        except BaseException as error:
+        except BaseException:
             await asyncio.wait([opening])
-            await self.close()  # a connection that is left open keeps its thread, and so the process, alive for ever
-            if _is_damage(error):
-                raise StoreCorrupt(f"{self.path}: {error}; the file was left untouched") from error
+            await self.release()  # a connection that is left open keeps its thread, and so the process, alive for ever
             raise
 
     async def _open(self) -> dict[str, int]:
+        wal = self.path.with_name(f"{self.path.name}-wal")
+        if wal.exists() and wal.stat().st_size and not (self.path.exists() and self.path.stat().st_size):
+            raise StoreCorrupt(f"{self.path}: the file is missing or empty, but its log {wal.name} is there; the files were left untouched")
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm files the same mode
         self._connection = await aiosqlite.connect(self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None)
-        return await self._run(_prepare, self.path)
+        meta, self.checked = await self._run(_prepare, self.path, self._pack)
+        return meta
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run work(connection, *arguments) in the connection's thread, to its end even if the caller is cancelled."""
         if self._connection is None:
             raise ValueError("the store is not open")
-        return await asyncio.shield(self._connection._execute(work, self._connection._conn, *arguments))  # type: ignore[no-untyped-call]
+        try:
+            return await asyncio.shield(self._connection._execute(work, self._connection._conn, *arguments))  # type: ignore[no-untyped-call]
+        except (sqlite3.DatabaseError, BrokenSeal) as error:
+            if not _is_damage(error):
+                raise
+            self._damaged = True
+            raise StoreCorrupt(f"{self.path}: {error}; the file was left untouched") from error
 
     async def counts(self) -> list[Count]:
         return [Count(*row) for row in await self._run(lambda connection: connection.execute(COUNTS).fetchall())]
 
     async def load(self, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
-        return await self._run(_load, states, after_seq, limit)
+        return await self._run(_load, self._pack, states, after_seq, limit)
 
     async def line(self, queue: str, priority: int, task_type: str, state: int, after_position: int, limit: int) -> list[Row]:
-        statement = LINE_PENDING if state == PENDING else LINE_OTHER
-        wanted = (state, queue, priority, task_type, after_position, limit)
-        return await self._run(lambda connection: connection.execute(statement, wanted).fetchall())
+        return await self._run(_line, self._pack, state, (queue, priority, task_type, after_position, limit))
 
     async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
-        return await self._run(_find, ids, keys)
+        return await self._run(_find, self._pack, ids, keys)
 
     async def commit(self, batch: WriteBatch) -> None:
         held = [batch]  # the thread keeps its last job until the next one comes: the job must not keep the payloads
@@ -368,6 +432,19 @@ class SqliteStore:
         return await self._run(_checkpoint)
 
     async def close(self) -> None:
+        if self._damaged:
+            return await self.release()
         connection, self._connection = self._connection, None
         if connection is not None:
             await asyncio.shield(connection.close())
+        return None
+
+    async def release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        with closing(_reader(self.path)) as reader, suppress(sqlite3.DatabaseError):
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the last to close brings the log into the file, but not a reader
+            await asyncio.shield(connection.close())
+            return
+        await asyncio.shield(connection.close())

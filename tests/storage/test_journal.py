@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from taskq.errors import JournalCorrupt, StartError
 from taskq.storage import journal as module
+from taskq.storage import witness
 from taskq.storage.base import Journal, JournalBatch
 from taskq.storage.journal import BATCH_HEAD_BYTES, HEAD_BYTES, FileJournal
 from taskq.storage.memory import MemoryJournal
+from taskq.storage.witness import Witness, write_witness
 
 Found = list[tuple[int, bytes]]
 Maker = Callable[[], "FileJournal | MemoryJournal"]
@@ -108,7 +110,7 @@ def test_what_was_written_is_read_back(restart: Maker) -> None:
     assert (again.cut, again.end_lsn, again.synced_lsn) == (None, 54, 54)
 
 
-@pytest.mark.parametrize("after_lsn", [0, 1, 2, 3, 10, 29, 30, 31])
+@pytest.mark.parametrize("after_lsn", [0, 1, 2, 3, 10, 29, 30])
 def test_reading_begins_behind_the_given_lsn(restart: Maker, after_lsn: int) -> None:
     journal = restart()
     assert found(journal) == []
@@ -148,9 +150,9 @@ def test_lsns_rise_without_gaps_within_an_epoch_and_may_jump_between_epochs(rest
     second.write(100, records(100, 2))
     second.sync()
     third = restart()
-    batches = list(third.read(0))
-    assert flat(batches) == expected(1, 2) + expected(100, 101)
-    assert [batch.epoch for batch in batches] == [1, 2]
+    batches = list(third.read(99))
+    assert flat(batches) == expected(100, 101)
+    assert [batch.epoch for batch in batches] == [2]
     assert third.end_lsn == 101
 
 
@@ -240,9 +242,9 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(module, "VERSION", 2)
+        patch.setattr(module, "VERSION", 99)
         filled(tmp_path, [(2, True)])
-    with pytest.raises(StartError, match="format 2"):
+    with pytest.raises(StartError, match="format 99"):
         found(FileJournal(tmp_path))
 
 
@@ -258,21 +260,21 @@ def recovers(folder: Path, last_lsn: int) -> FileJournal:
     journal.sync()
     journal.close()
     again = FileJournal(folder)
-    assert found(again) == expected(1, last_lsn + 2)
+    assert found(again, last_lsn) == expected(last_lsn + 1, last_lsn + 2)
     assert again.cut is None
     return journal
 
 
 def test_a_tail_torn_at_any_byte_is_cut(tmp_path: Path) -> None:
-    newest = filled(tmp_path, [(2, True)])
-    two = newest.stat().st_size
-    newest.unlink()
-    whole = filled(tmp_path, [(2, True), (1, False)]).read_bytes()
+    two = filled(tmp_path / "two", [(2, True)]).stat().st_size
+    newest = filled(tmp_path / "journal", [(2, True), (1, False)])
+    whole = newest.read_bytes()
     for size in range(two, len(whole)):
-        for path in segments(tmp_path):
+        for path in segments(newest.parent):
             path.unlink()
         newest.write_bytes(whole[:size])
-        journal = recovers(tmp_path, 2)
+        write_witness(tmp_path / "journal.witness", Witness(1))
+        journal = recovers(newest.parent, 2)
         assert journal.cut == ((newest, two, size - two) if size > two else None)
         assert newest.stat().st_size == two
 
@@ -284,18 +286,30 @@ def test_a_tail_of_zeros_is_cut(tmp_path: Path) -> None:
     assert recovers(tmp_path, 2).cut is not None
 
 
-@pytest.mark.parametrize("size", [0, 1, HEAD_BYTES - 1, HEAD_BYTES])
-def test_a_segment_whose_making_was_interrupted_is_removed(tmp_path: Path, size: int) -> None:
-    newest = filled(tmp_path, [(1, True)] * 3, segment_bytes=1)
-    whole = newest.read_bytes()
-    newest.write_bytes(whole[:size])
-    journal = FileJournal(tmp_path)
-    assert found(journal) == expected(1, 2)
-    assert not newest.exists()
-    assert journal.cut == ((newest, 0, size) if size < HEAD_BYTES else None)
-    journal.start(2, 3)
+def test_a_segment_that_holds_nothing_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    """As after a kill right behind the start, and after one while the segment was made."""
+    filled(tmp_path, [(1, True)] * 2, segment_bytes=1)
+    for epoch in (2, 3):
+        (tmp_path / "new").write_bytes(b"torn")
+        journal = FileJournal(tmp_path)
+        assert found(journal, 2) == []
+        assert journal.cut is None
+        journal.start(epoch, 3)
+        journal.drop(2)
+        journal.release()
+        assert [path.name for path in segments(tmp_path)] == [f"{3:020d}.log"]
+    journal = started(FileJournal(tmp_path), 4, after_lsn=2)
+    journal.write(3, records(3, 1))
     journal.close()
-    assert newest.stat().st_size == HEAD_BYTES
+    batches = list(FileJournal(tmp_path).read(2))
+    assert (flat(batches), batches[0].epoch) == (expected(3, 3), 4)
+
+
+@pytest.mark.parametrize("size", [0, 1, HEAD_BYTES - 1])
+def test_a_segment_has_its_name_only_when_its_header_is_on_disk(tmp_path: Path, size: int) -> None:
+    newest = filled(tmp_path, [(1, True)] * 3, segment_bytes=1)
+    newest.write_bytes(newest.read_bytes()[:size])
+    refused(tmp_path, newest, 0)
 
 
 def test_a_power_loss_that_kept_later_pages_and_lost_earlier_ones_is_a_torn_tail(tmp_path: Path) -> None:
@@ -415,13 +429,103 @@ def test_a_missing_segment_that_was_applied_is_not_missed(tmp_path: Path) -> Non
 
 def test_a_missing_segment_between_epochs_is_refused(tmp_path: Path) -> None:
     old = filled(tmp_path, [(3, True)])
-    journal = started(FileJournal(tmp_path), 2, after_lsn=50)
-    journal.write(51, records(51, 1))
+    journal = started(FileJournal(tmp_path), 2, after_lsn=3)
+    journal.write(4, records(4, 1))
     journal.close()
-    assert found(FileJournal(tmp_path)) == expected(1, 3) + expected(51, 51)
     old.unlink()
     refused(tmp_path, segments(tmp_path)[0], 0)
-    assert found(FileJournal(tmp_path), 50) == expected(51, 51)
+    assert found(FileJournal(tmp_path), 3) == expected(4, 4)
+
+
+# ---- what the journal vouches for -------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_has_less_than_it_had_is_refused(tmp_path: Path) -> None:
+    """Although no record is missing: what an older copy of the store, or one that lost half of its log, would make of them is not known."""
+    journal = started(FileJournal(tmp_path))
+    journal.write(1, records(1, 5))
+    journal.sync()
+    journal.drop(4)
+    journal.write(6, records(6, 1))
+    journal.close()
+    before = contents(tmp_path)
+    with pytest.raises(JournalCorrupt, match="ends with LSN 2, but it had LSN 3 to 4"):
+        found(FileJournal(tmp_path), 2)
+    assert contents(tmp_path) == before
+    assert found(FileJournal(tmp_path), 4) == expected(5, 6)
+
+
+def test_a_store_that_was_deleted_or_replaced_after_an_orderly_stop_is_refused(tmp_path: Path) -> None:
+    journal = started(FileJournal(tmp_path / "journal"))
+    journal.write(1, records(1, 5))
+    journal.close(empty=True)
+    for applied_lsn in (0, 4):
+        with pytest.raises(JournalCorrupt, match=f"ends with LSN {applied_lsn}, but it had"):
+            found(FileJournal(tmp_path / "journal"), applied_lsn)
+    assert found(FileJournal(tmp_path / "journal"), 5) == []
+
+
+def test_a_journal_that_ends_before_the_store_is_refused(tmp_path: Path) -> None:
+    newest = filled(tmp_path, [(2, True), (2, True)])
+    data = newest.read_bytes()
+    second = FileOffsets(data).batches[1]
+    newest.write_bytes(data[:second])
+    refused(tmp_path, newest, second, after_lsn=3)
+
+
+def test_a_missing_newest_segment_is_refused(tmp_path: Path) -> None:
+    newest = filled(tmp_path / "journal", [(1, True)] * 3, segment_bytes=1)
+    newest.unlink()
+    refused(tmp_path / "journal", newest, 0)
+
+
+def test_a_missing_folder_is_refused_after_a_kill(tmp_path: Path) -> None:
+    newest = filled(tmp_path / "journal", [(1, True)])
+    newest.unlink()
+    newest.parent.rmdir()
+    with pytest.raises(JournalCorrupt, match="the segment is missing"):
+        found(FileJournal(tmp_path / "journal"), 1)
+
+
+def test_segments_that_come_back_after_an_orderly_stop_are_of_no_use(tmp_path: Path) -> None:
+    """Unlinks that were not synced may be kept or lost in any order."""
+    newest = filled(tmp_path / "journal", [(1, True)] * 3, segment_bytes=1)
+    oldest = segments(newest.parent)[0]
+    data = oldest.read_bytes()
+    journal = started(FileJournal(newest.parent), 2)
+    journal.close(empty=True)
+    oldest.write_bytes(data)
+    again = started(FileJournal(newest.parent), 3, after_lsn=3)
+    again.write(4, records(4, 1))
+    again.close()
+    assert found(FileJournal(newest.parent), 3) == expected(4, 4)
+
+
+def test_any_flipped_bit_in_the_witness_is_refused_and_a_missing_one_vouches_for_nothing(tmp_path: Path) -> None:
+    filled(tmp_path / "journal", [(2, True)])
+    path = tmp_path / "journal.witness"
+    for at in range(path.stat().st_size):
+        flip(path, at)
+        with pytest.raises(JournalCorrupt, match=r"journal\.witness: damaged at offset 0"):
+            found(FileJournal(tmp_path / "journal"))
+        flip(path, at)
+    path.unlink()
+    assert found(FileJournal(tmp_path / "journal")) == expected(1, 2)
+
+
+def test_a_witness_of_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(witness, "VERSION", 99)
+        write_witness(tmp_path / "journal.witness", Witness(1))
+    with pytest.raises(StartError, match="format 99"):
+        found(FileJournal(tmp_path / "journal"))
+
+
+def test_everything_is_looked_at_before_anything_is_given_out(tmp_path: Path) -> None:
+    newest = filled(tmp_path, [(1, True)] * 3, segment_bytes=1)
+    flip(newest, 0)
+    with pytest.raises(JournalCorrupt):
+        next(FileJournal(tmp_path).read(0))
 
 
 def test_segments_in_a_wrong_place_are_refused(tmp_path: Path) -> None:
@@ -577,34 +681,28 @@ def test_a_failed_sync_is_never_followed_by_a_good_one(tmp_path: Path, monkeypat
 def test_data_is_synced_before_the_next_segment_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     names: dict[int, str] = {}
-    open_, fdatasync, fsync = os.open, os.fdatasync, os.fsync
+    open_ = os.open
 
     def opened(path: Path, flags: int, mode: int = 0o777) -> int:
         fd = open_(path, flags, mode)
         names[fd] = Path(path).name
-        if flags & os.O_CREAT:
+        if flags & os.O_CREAT and not names[fd].endswith(".witness.new"):
             calls.append(f"create {names[fd][-5:]}")
         return fd
 
     monkeypatch.setattr(os, "open", opened)
 
-    def data_synced(fd: int) -> None:
-        calls.append(f"fdatasync {names[fd][-5:]}")
-        fdatasync(fd)
-
-    def synced(fd: int) -> None:
-        calls.append(f"fsync {names[fd]}")
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fdatasync", data_synced)
-    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append(f"fdatasync {names[fd][-5:]}"))
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(f"fsync {names[fd]}"))
     folder = tmp_path / "folder"
     journal = started(FileJournal(folder, segment_bytes=1))
     calls.clear()
     journal.write(1, records(1, 1))
+    names[journal._fd] = "1.log"
     journal.write(2, records(2, 1))
+    names[journal._fd] = "2.log"
     journal.close()
-    made = ["create 2.log", "fdatasync 2.log", "fsync folder"]
+    made = ["create new", "fdatasync new", "fsync folder", "fsync folder.witness.new", f"fsync {tmp_path.name}"]
     assert calls == ["fdatasync 1.log", *made, "fdatasync 2.log"]
 
 

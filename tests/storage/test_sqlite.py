@@ -21,7 +21,7 @@ import pytest
 from taskq.errors import StartError, StoreCorrupt
 from taskq.storage import sqlite as module
 from taskq.storage.base import Retention, Row, WriteBatch
-from taskq.storage.sqlite import SqliteStore, quick_check
+from taskq.storage.sqlite import SqliteStore, integrity_check
 
 
 def row(seq: int, state: int = 2, payload: bytes = b"p") -> Row:
@@ -275,9 +275,9 @@ async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_newer_format_is_refused(store: SqliteStore) -> None:
-    await store._run(lambda c: c.execute("PRAGMA user_version = 2").fetchall())
+    await store._run(lambda c: c.execute("PRAGMA user_version = 3").fetchall())
     await store.close()
-    await refused(store.path, StartError, "store format 2")
+    await refused(store.path, StartError, "store format 3")
 
 
 async def test_a_folder_that_does_not_exist_is_an_error_of_the_engine(tmp_path: Path) -> None:
@@ -286,17 +286,106 @@ async def test_a_folder_that_does_not_exist_is_an_error_of_the_engine(tmp_path: 
     assert workers() == []
 
 
-async def test_quick_check_finds_damage_and_nothing_else(store: SqliteStore) -> None:
+async def test_integrity_check_finds_damage_and_nothing_else(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.commit(WriteBatch(put=[row(seq, payload=bytes(300)) for seq in range(1, 2000)]))
     await store.checkpoint()
-    assert quick_check(store.path) == []
+    assert integrity_check(store.path) == []
     await store.close()
     data = bytearray(store.path.read_bytes())
     middle = len(data) // 2 // 4096 * 4096
     data[middle : middle + 4096] = os.urandom(4096)
     store.path.write_bytes(data)
-    assert quick_check(store.path) != []
+    assert integrity_check(store.path) != []
+    await refused(store.path, StoreCorrupt, "integrity|Page|malformed")
+    monkeypatch.setattr(module, "CHECK_BYTES_MAX", len(data) - 1)
     await store.open()
+    assert not store.checked
+
+
+async def damaged(store: SqliteStore, statement: str) -> None:
+    """What a flipped bit inside a row is to SQLite: a value that somebody wrote."""
+    await store._run(lambda c: c.execute(statement).fetchall())
+
+
+SMALL_DAMAGE = {
+    "a live row's payload": ("UPDATE tasks SET payload = x'00' WHERE seq = 1", "row 1 of table tasks"),
+    "the type of a live row's payload": ("UPDATE tasks SET payload = 'q' WHERE seq = 1", "row 1 of table tasks"),
+    "a payload that became a text that is none": ("UPDATE tasks SET payload = CAST(x'ff' AS TEXT) WHERE seq = 1", "decode"),
+    "a live row's priority": ("UPDATE tasks SET priority = 7 WHERE seq = 1", "row 1 of table tasks"),
+    "a live row's key": ("UPDATE tasks SET key = '' WHERE seq = 1", "row 1 of table tasks"),
+    "a live row's meta": ("UPDATE tasks SET meta = CAST(x'00' || substr(meta, 2) AS BLOB) WHERE seq = 1", "row 1 of table tasks"),
+    "a finished row's body": ("UPDATE finished SET body = CAST(body || x'00' AS BLOB) WHERE place = 1", "row of task 0{30}02 in table finished"),
+    "a finished row's time": ("UPDATE finished SET finished_ms = 8 WHERE place = 1", "row of task 0{30}02 in table finished"),
+    "a finished row's id": ("UPDATE finished SET id = zeroblob(16) WHERE place = 1", "row of task 0{32} in table finished"),
+    "a large result": ("UPDATE finished SET result = x'00' WHERE place = 2", "row of task 0{30}03 in table finished"),
+    "a named integer": ("UPDATE meta SET value = value + 4 WHERE name = 'applied_lsn'", "row 'applied_lsn' of table meta"),
+}
+
+
+@pytest.mark.parametrize("statement, words", SMALL_DAMAGE.values(), ids=SMALL_DAMAGE)
+@pytest.mark.parametrize("large", [False, True], ids=["small store", "large store"])
+async def test_a_row_that_is_not_as_it_was_written_is_never_handed_out(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, statement: str, words: str, large: bool
+) -> None:
+    await store.commit(WriteBatch({"applied_lsn": 9}, put=[(*row(1)[:12], b"meta")], finish=[ended(2), ended(3, payload=LARGE)]))
+    await damaged(store, statement)
+    await store.checkpoint()
+    await store.close()
+    if not large:
+        await refused(store.path, StoreCorrupt, words)
+        return
+    monkeypatch.setattr(module, "CHECK_BYTES_MAX", 0)
+    with pytest.raises(StoreCorrupt, match=words):
+        await store.open()
+        await store.find([seq.to_bytes(16, "big") for seq in range(4)], [])
+    await store.close()
+    assert workers() == []
+
+
+async def test_an_index_that_does_not_fit_its_table_is_found(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(put=[row(seq) for seq in range(1, 9)]))
+    await damaged(store, "PRAGMA writable_schema = ON")
+    await damaged(store, "UPDATE sqlite_master SET sql = replace(sql, 'state = 2', 'state = 3') WHERE name = 'tasks_line'")
+    await store.close()
+    await refused(store.path, StoreCorrupt, "tasks_line")
+
+
+async def test_released_files_are_left_as_they_are(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(put=[row(seq) for seq in range(1, 9)]))
+    wal = store.path.with_name("store.db-wal")
+    before = (store.path.read_bytes(), wal.read_bytes())
+    assert before[1]
+    await store.release()
+    assert workers() == []
+    assert (store.path.read_bytes(), wal.read_bytes()) == before
+    await store.open()
+    assert len(await store.load([2], 0, 100)) == 8
+
+
+async def test_a_damaged_store_is_closed_without_bringing_its_log_into_the_file(store: SqliteStore) -> None:
+    await store.commit(WriteBatch(put=[row(1)]))
+    await damaged(store, "UPDATE tasks SET priority = 7")
+    wal = store.path.with_name("store.db-wal")
+    before = (store.path.read_bytes(), wal.read_bytes())
+    with pytest.raises(StoreCorrupt, match="row 1 of table tasks"):
+        await store.load([2], 0, 100)
+    await store.close()
+    assert (store.path.read_bytes(), wal.read_bytes()) == before
+
+
+@pytest.mark.parametrize("left", [None, b""], ids=["missing", "empty"])
+async def test_a_missing_file_whose_log_is_there_is_refused_and_the_log_is_kept(store: SqliteStore, left: bytes | None) -> None:
+    """SQLite would delete the log without a word."""
+    await store.commit(WriteBatch(put=[row(1)]))
+    await store.release()
+    wal = store.path.with_name("store.db-wal")
+    before = wal.read_bytes()
+    store.path.unlink()
+    if left is not None:
+        store.path.write_bytes(left)
+    with pytest.raises(StoreCorrupt, match=r"its log store\.db-wal is there"):
+        await store.open()
+    assert wal.read_bytes() == before
 
 
 async def test_places_of_finished_tasks_have_no_gaps_after_everything_was_pruned(store: SqliteStore) -> None:
