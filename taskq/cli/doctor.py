@@ -203,13 +203,13 @@ def check_store(patient: Patient) -> Finding:
     """Every page of the store, through a read-only connection."""
     import sqlite3
 
-    from taskq.storage.sqlite import quick_check
+    from taskq.storage.sqlite import integrity_check
 
     path = patient.data / "store.sqlite"
     if not path.is_file():
         return Finding(LOOK, f"{path} is not there", "a broker makes it; if yours is elsewhere, name it with --data")
     try:
-        wrong = quick_check(path)
+        wrong = integrity_check(path)
     except sqlite3.OperationalError as error:
         return Finding(LOOK, f"{path} was not looked at: {error}", "it can be looked at while a broker runs")
     if wrong:

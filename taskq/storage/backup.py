@@ -26,7 +26,7 @@ from taskq.errors import StartError, StoreCorrupt
 from taskq.storage.base import WriteBatch
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import recover
-from taskq.storage.sqlite import SqliteStore, quick_check
+from taskq.storage.sqlite import SqliteStore, integrity_check
 
 STORE, JOURNAL = "store.sqlite", "journal"
 # what else a start reads; either may be missing
@@ -108,29 +108,40 @@ def _copy_running(data: Path, making: Path) -> None:
         if (data / name).exists():
             _copy(data / name, making / name)
     with closing(sqlite3.connect(f"{(data / STORE).absolute().as_uri()}?mode=ro", uri=True)) as source:
-        _copy_journal(data, making, source)
+        end_lsn = _copy_journal(data, making, source)
         os.close(os.open(making / STORE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with closing(sqlite3.connect(making / STORE)) as copy:
             source.backup(copy)
+            if end_lsn <= _applied_lsn(copy):  # it was flushed meanwhile: the store has all that was copied, and more
+                shutil.rmtree(making / JOURNAL)
 
 
-def _copy_journal(data: Path, making: Path, source: sqlite3.Connection) -> None:
-    """Segments that the store no longer needs are removed by the broker at any time: begin again then, from where the store is now."""
+def _applied_lsn(store: sqlite3.Connection) -> int:
+    found = store.execute("SELECT value FROM meta WHERE name = 'applied_lsn'").fetchone()
+    return int(found[0]) if found else 0
+
+
+def _copy_journal(data: Path, making: Path, source: sqlite3.Connection) -> int:
+    """The last LSN that was copied.  A flush meanwhile lets the broker remove segments and say in the journal that the store is further than was
+    read: begin again then."""
     folder = making / JOURNAL
     for _ in range(TRIES):
-        found = source.execute("SELECT value FROM meta WHERE name = 'applied_lsn'").fetchone()
-        applied_lsn = found[0] if found else 0
+        applied_lsn = _applied_lsn(source)
         folder.mkdir(mode=0o700)
         try:
             for segment in _segments(data):
                 _copy(segment, folder / segment.name)
+            still = _applied_lsn(source) == applied_lsn
         except FileNotFoundError:
+            still = False
+        if not still:
             shutil.rmtree(folder)
             continue
         # the newest batch may have been copied while it was written: it is cut here, before a newer store claims to have applied it
-        for _batch in FileJournal(folder).read(applied_lsn):
+        copied = FileJournal(folder)
+        for _batch in copied.read(applied_lsn):
             pass
-        return
+        return copied.end_lsn
     raise StartError(f"{data / JOURNAL}: its files changed faster than they could be copied, {TRIES} times; try again when there is less to do")
 
 
@@ -154,7 +165,7 @@ async def _restore(making: Path) -> tuple[int, int]:
         recovered = await recover(store, journal)
         await store.commit(WriteBatch({"epoch": recovered.epoch + EPOCHS_AHEAD}))
         tasks = sum(count.tasks for count in await store.counts())
-        if found := quick_check(store.path):
+        if found := integrity_check(store.path):
             raise StoreCorrupt(f"{STORE}: {found[0]}; the store that was copied is damaged, and so is probably the original")
         await store.checkpoint()
         journal.close(empty=True)

@@ -8,12 +8,14 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import ON_FREE_PORTS, READY, Run, Start
 
 from taskq import Client
 from taskq.errors import NotFound
+from taskq.storage import backup
 
 # small segments, so that the journal is cut and dropped while it is copied
 BUSY = (*ON_FREE_PORTS, "--journal-segment-bytes", "64KiB", "--durability", "os")
@@ -72,6 +74,25 @@ def test_a_backup_under_load_has_all_that_was_acknowledged_before_it_began(start
         assert missing(restored(start, f"backup-{number}"), sample) == []
 
 
+async def test_a_flush_between_the_copies_of_journal_and_store_does_no_harm(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tcp = start("broker", *ON_FREE_PORTS).wait_for(READY)["tcp"]
+    first = ids_of(tcp, [1])
+    copy_journal = backup._copy_journal
+
+    def then_flush(*arguments: Any) -> int:
+        end_lsn = copy_journal(*arguments)
+        ids_of(tcp, [2])
+        with Client(tcp) as client:
+            while client.broker()["applied_lsn"] <= end_lsn:
+                pass
+        return end_lsn
+
+    monkeypatch.setattr(backup, "_copy_journal", then_flush)
+    made = await backup.backup(tmp_path / "taskq-data", tmp_path / "copy")
+    assert made.tasks == 2
+    assert missing(restored(start, "copy"), first) == []
+
+
 def test_the_broker_that_was_copied_notices_nothing(start: Start, run: Run) -> None:
     broker = start("broker", *ON_FREE_PORTS)
     tcp = broker.wait_for(READY)["tcp"]
@@ -119,7 +140,7 @@ def test_a_backup_is_private_and_holds_no_journal(start: Start, run: Run, tmp_pa
     made = tmp_path / "copy"
     assert made.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in made.rglob("*"))
-    assert sorted(path.name for path in made.rglob("*") if path.is_file()) == ["secret.key", "store.sqlite"]
+    assert sorted(path.name for path in made.rglob("*") if path.is_file()) == ["journal.witness", "secret.key", "store.sqlite"]
 
 
 def refused(run: Run, tmp_path: Path, *arguments: str) -> str:
@@ -150,7 +171,7 @@ def damage(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "at", "told"), [("store.sqlite", 40, "taskq-data"), ("store.sqlite", 8_192, "malformed"), ("journal", 300, "offset")]
+    ("where", "at", "told"), [("store.sqlite", 40, "taskq-data"), ("store.sqlite", 8_192, "store.sqlite"), ("journal", 300, "offset")]
 )
 def test_a_damaged_folder_gives_no_backup(start: Start, run: Run, tmp_path: Path, where: str, at: int, told: str) -> None:
     broker = start("broker", *BUSY)
