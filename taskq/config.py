@@ -30,6 +30,7 @@ OTHER_NAMES = frozenset({"URL", "CONFIG", "LOOP", "APP", "QUEUES", "CONCURRENCY"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "k": KIB, "m": MIB, "g": GIB, "kib": KIB, "mib": MIB, "gib": GIB}
 UNIT_NAMES = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
+AUTO = "auto"
 YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 PORT_MAX = 65_535
 # what a request needs beside its payloads
@@ -82,6 +83,16 @@ def size(least: int, most: float = math.inf) -> Kind:
         return check_range(int(match[1]) * unit, least, most, show_bytes)
 
     return Kind("SIZE", read, show_bytes)
+
+
+def size_or_auto(least: int) -> Kind:
+    """A size, or AUTO: what is right depends on the machine, and is found at the start."""
+    exact = size(least)
+
+    def read(value: Any) -> Any:
+        return AUTO if str(value).strip().lower() == AUTO else exact.read(value)
+
+    return Kind("SIZE|auto", read, lambda value: AUTO if value == AUTO else exact.show(value))
 
 
 def integer(least: int, most: float = math.inf) -> Kind:
@@ -232,8 +243,24 @@ class BrokerConfig:
     frame_bytes_max: int = setting(4 * MIB, size(128 * KIB, 64 * MIB), "Largest request on a TCP connection.")
     hot_bytes_max: int = setting(128 * MIB, size(MIB), "Memory for waiting tasks; more of them wait in the store.")
     connections_max: int = setting(10_000, integer(1, 1_000_000), "Most connections at a time, on TCP and on HTTP each.")
+    queues_max: int = setting(10_000, integer(1, 1_000_000), "Most queues that have tasks or are in use.")
+    queue_tasks_max: int = setting(10_000_000, integer(0), "Most unfinished tasks in one queue; 0: no limit.")
+    queue_bytes_max: int = setting(10 * GIB, size(0), "Most bytes of payload that the unfinished tasks of one queue may have; 0: no limit.")
+    leases_max: int = setting(20_000, integer(1, 1_000_000), "Most tasks that one worker has at a time, whatever it asks for.")
+    memory_bytes_max: int | str = setting(
+        AUTO, size_or_auto(0), "Memory of the process from which on enqueues are refused; auto: 60% of what it may have; 0: no limit."
+    )
+    loop_delay_max: float = setting(0.2, duration(0.01, 3_600), "Enqueues are refused while every turn is late by more than this for 5 s.")
+    disk_free_bytes_min: int | str = setting(
+        AUTO, size_or_auto(0), "Free space on the disk below which enqueues are refused; auto: 512MiB, at most 10% of the disk; 0: no limit."
+    )
+    ballast_bytes: int | str = setting(
+        AUTO, size_or_auto(0), "A file that is given up when the disk is full, so that work can end; auto: 64MiB, at most 2% of the disk; 0: none."
+    )
     journal_segment_bytes: int = setting(64 * MIB, size(64 * KIB, 4 * GIB), "Size of one file of the journal.")
     journal_backlog_bytes_max: int = setting(64 * MIB, size(MIB), "Most bytes that wait for the disk before enqueues are refused.")
+    store_backlog_bytes_max: int = setting(256 * MIB, size(MIB), "Most bytes that wait for the store before enqueues are refused.")
+    journal_delay_max: float = setting(0.5, duration(0.01, 3_600), "How long the disk may take for one write before enqueues are refused.")
     retention_completed: float = setting(86_400.0, duration(0), "How long a completed, cancelled or expired task can be looked up.")
     retention_failed: float = setting(7 * 86_400.0, duration(0), "How long a failed task is kept.")
     finished_rows_max: int = setting(1_000_000, integer(0), "Most finished tasks that are kept; the oldest go first.")

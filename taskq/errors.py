@@ -74,9 +74,23 @@ class LeaseLost(Answer):
 
 
 class Overloaded(Answer):
-    """The broker is behind with its journal or store; retry after the given time."""
+    """The broker is behind with its work; retry after the given time."""
 
     code = "OVERLOADED"
+    retryable = True
+
+
+class QueueFull(Answer):
+    """The queue has as many unfinished tasks, or as many bytes of them, as it may have; retry when workers have taken some."""
+
+    code = "QUEUE_FULL"
+    retryable = True
+
+
+class DiskLow(Answer):
+    """The broker's disk is nearly full, so it admits nothing new; what it has goes on.  Retry when there is space."""
+
+    code = "DISK_LOW"
     retryable = True
 
 

@@ -16,21 +16,24 @@ import random
 import secrets
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from taskq.actors.disk import Ballast, DiskGuard
 from taskq.actors.http import HttpListener, start_http
 from taskq.actors.journal import JournalActor
 from taskq.actors.listener import Listener
 from taskq.actors.local import LocalSession
 from taskq.actors.shard import ShardActor
 from taskq.actors.store import StoreActor
+from taskq.actors.watch import Watch
 from taskq.clock import Clock, SystemClock
 from taskq.config import BrokerConfig, host_port
-from taskq.core.book import Limits, Sequence64, Shared
+from taskq.core.admission import Limits
+from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command, Reply
 from taskq.core.messages import DURABILITY, Goaway
 from taskq.core.queue import Budget
@@ -68,6 +71,7 @@ class Node:
         self._folder = Path(config.data)
         self._parts = AsyncExitStack()
         self._shards: list[ShardActor] = []
+        self._looks: list[Callable[[], None]] = []
         self._started_ms = 0
 
     async def start(self) -> None:
@@ -87,6 +91,8 @@ class Node:
     async def _assemble(self) -> None:
         config, enter = self.config, self._parts.enter_async_context
         self._parts.enter_context(_locked(self._folder))
+        ballast = Ballast(self._folder, config.ballast_bytes)
+        ballast.save_start()
         store = SqliteStore(self._folder / "store.sqlite")
         files = FileJournal(self._folder / "journal", config.journal_segment_bytes)
         self._parts.push_async_callback(store.close)
@@ -94,7 +100,7 @@ class Node:
         self._report(recovered, files)
         shared = self._shared(recovered)
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
-        await load(store, shards, self.clock.now_ms())
+        await load(store, shards, self.clock.now_ms(), recovered.queue_bytes)
         self._house = self._make_house(shared, recovered.epoch, shards)
         self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.now_ms, self._tell)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
@@ -105,6 +111,7 @@ class Node:
         self._store = await enter(self._storing(store, shared))
         if not store.checked:
             self._parts.enter_context(self._checking(store.path))
+        await enter(self._guarding(ballast))
         self._listener = await enter(self._listening())
         await enter(self._serving_http())
         self._started_ms = self.clock.now_ms()
@@ -121,7 +128,9 @@ class Node:
             tokens=Sequence64(recovered.epoch << EPOCH_SHIFT | 1),
             budget=Budget(config.hot_bytes_max),
             rng=self._rng,
-            limits=Limits(config.payload_bytes_max, _ms(config.lease)),
+            limits=Limits(
+                config.payload_bytes_max, _ms(config.lease), config.queues_max, config.queue_tasks_max, config.queue_bytes_max, config.leases_max
+            ),
             durability=DURABILITY.index(config.durability),
             pruned_id_ms=recovered.pruned_id_ms,
         )
@@ -143,7 +152,10 @@ class Node:
     async def _journaling(self, files: FileJournal, next_lsn: int) -> AsyncIterator[JournalActor]:
         config, level = self.config, DURABILITY.index(self.config.durability)
         backlog_bytes_max = config.journal_backlog_bytes_max
-        journal = JournalActor(self._loop, self._crashed, files, level, next_lsn, self._admission, backlog_bytes_max, self._deliver)
+        journal = JournalActor(
+            self._loop, self._crashed, files, level, next_lsn, self._admission, backlog_bytes_max, self._deliver, config.journal_delay_max
+        )
+        self._looks.append(journal.look)
         try:
             yield journal
         finally:
@@ -158,7 +170,10 @@ class Node:
 
     @asynccontextmanager
     async def _storing(self, store: SqliteStore, shared: Shared) -> AsyncIterator[StoreActor]:
-        actor = StoreActor(self._crashed, store, self._journal, self._shards, shared, self.clock, self._retention)
+        actor = StoreActor(
+            self._crashed, store, self._journal, self._shards, shared, self.clock, self._retention, self.config.store_backlog_bytes_max
+        )
+        self._looks.append(actor.look)
         try:
             yield actor
         finally:
@@ -168,6 +183,19 @@ class Node:
                 await actor.abandon()
             else:
                 await actor.stop()
+
+    @asynccontextmanager
+    async def _guarding(self, ballast: Ballast) -> AsyncIterator[None]:
+        """What may run out is looked at before the first task is admitted."""
+        config, store = self.config, self._store
+        guard = DiskGuard(ballast, config.disk_free_bytes_min, self._admission, store.owed_bytes, lambda: store.spare_bytes, store.reclaim)
+        watch = Watch(self._admission, PULSE_S, config.memory_bytes_max, config.loop_delay_max)
+        self._looks += [guard.look, watch.look]
+        guard.look()
+        try:
+            yield
+        finally:
+            await guard.stop()
 
     def _retention(self, now_ms: int) -> Retention:
         config = self.config
@@ -241,9 +269,10 @@ class Node:
             self.failed.set_exception(crash)
 
     def _pulse(self) -> None:
-        """A few times a second: let the store look at its backlog, forget sessions that are over."""
+        """A few times a second: look at what piles up or may run out, forget sessions that are over."""
         try:
-            self._store.look()
+            for look in self._looks:
+                look()
             self._forget_sessions(self.clock.now_ms())
         except Exception as crash:
             self._crashed(crash)

@@ -38,7 +38,7 @@ DRAIN_S = 5.0
 async def broker(app: App | None = None, *, clock: Clock | None = None, data: str | Path | None = None, **settings: Any) -> AsyncIterator[Node]:
     """A running broker; its addresses are `node.tcp` and `node.http`.  `app` uses it meanwhile.  `data`: a folder to keep, else a temporary one."""
     with tempfile.TemporaryDirectory(prefix="taskq-test-") as folder:
-        options = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", "durability": "memory", **settings}
+        options = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", "durability": "memory", "ballast_bytes": 0, **settings}
         node = Node(BrokerConfig(data=str(data or folder), **options), clock or SystemClock())
         await node.start()
         try:

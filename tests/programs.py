@@ -88,7 +88,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def environment(**more: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKQ_") or name == "TASKQ_LOOP"}
-    return {**inherited, "PYTHONPATH": str(SOURCE), "COLUMNS": "200", "NO_COLOR": "1", **more}
+    return {**inherited, "PYTHONPATH": str(SOURCE), "COLUMNS": "200", "NO_COLOR": "1", "TASKQ_BALLAST_BYTES": "1MiB", **more}
 
 
 FIELDS = ("tcp", "http", "data", "shards", "durability", "pid")

@@ -23,7 +23,7 @@ from taskq.storage.journal import FileJournal
 
 
 def config(folder: Path, **settings: Any) -> BrokerConfig:
-    return BrokerConfig(**{"data": str(folder), "listen": "127.0.0.1:0", "http": "127.0.0.1:0", "shards": 2, **settings})
+    return BrokerConfig(**{"data": str(folder), "listen": "127.0.0.1:0", "http": "127.0.0.1:0", "shards": 2, "ballast_bytes": 0, **settings})
 
 
 def threads() -> set[str]:

@@ -15,13 +15,17 @@ from typing import Any
 
 from taskq.core.admission import Admission
 from taskq.core.effects import Reply
-from taskq.core.messages import FSYNC, MEMORY
+from taskq.core.messages import FSYNC, MEMORY, Error
 from taskq.errors import Overloaded
 from taskq.storage.base import Journal
 from taskq.storage.rows import encode_record
 
 SYNC_S = 1.0
 Buffers = list[bytes | memoryview]
+
+
+def _is_refusal(message: Any) -> bool:
+    return type(message) is Error and message.retryable
 
 
 class JournalActor:
@@ -35,6 +39,7 @@ class JournalActor:
         admission: Admission,
         backlog_bytes_max: int,
         deliver: Callable[[list[Reply]], None],
+        delay_max_s: float = 0.5,
     ) -> None:
         self.loop = loop
         self.last_lsn = next_lsn - 1
@@ -45,6 +50,10 @@ class JournalActor:
         self._admission = admission
         self._backlog_bytes_max = backlog_bytes_max
         self._deliver = deliver
+        self._delay_max_s = delay_max_s
+        self.bytes_submitted = self.bytes_written = 0
+        self._began_s = 0.0
+        self._refusals: list[Reply] = []
         self._records: list[Buffers] = []
         self._first_lsn = next_lsn
         self._bytes = 0
@@ -58,12 +67,18 @@ class JournalActor:
         self._thread.start()
 
     def submit(self, records: list[Any], replies: list[Reply]) -> None:
-        """Records get their LSNs in the order of the calls; the replies wait for them and for all before."""
+        """Records get their LSNs in the order of the calls; the replies wait for them and for all before, but for refusals that change nothing
+        and depend on nothing: who is told to come back later is told now."""
         for record in records:
             buffers = encode_record(record)
-            self._bytes += sum(map(len, buffers))
+            size = sum(map(len, buffers))
+            self._bytes += size
+            self.bytes_submitted += size
             self._records.append(buffers)
         self.last_lsn += len(records)
+        if refusals := [reply for reply in replies if _is_refusal(reply.message)]:
+            self._refusals += refusals
+            replies = [reply for reply in replies if not _is_refusal(reply.message)]
         if replies:
             self._replies.append((self.last_lsn, replies))
         if not self._scheduled:
@@ -74,27 +89,35 @@ class JournalActor:
         self._scheduled = False
         if self._records and not self._busy:
             self._write()
-        if self._bytes > self._backlog_bytes_max:
-            self._admission.refuse("journal", Overloaded("the journal is behind; retry later", retry_after_ms=500))
+        self.look()
         self._release()
+
+    def look(self) -> None:
+        """Is the disk too slow for what comes?"""
+        slow = self._busy and self.loop.time() - self._began_s > self._delay_max_s
+        if slow or self._bytes > self._backlog_bytes_max:
+            self._admission.refuse("journal", Overloaded("the disk is slow, and the journal behind; retry later", retry_after_ms=500))
+        else:
+            self._admission.admit("journal")
 
     def _write(self) -> None:
         first_lsn, records = self._first_lsn, self._records
         last_lsn = first_lsn + len(records) - 1
         self._records, self._first_lsn, self._bytes = [], last_lsn + 1, 0
-        self._busy = True
-        self._admission.admit("journal")
-        self._jobs.put(lambda: self._commit(first_lsn, last_lsn, records))
+        self._busy, self._began_s = True, self.loop.time()
+        end = self.bytes_submitted
+        self._jobs.put(lambda: self._commit(first_lsn, last_lsn, end, records))
 
-    def _commit(self, first_lsn: int, last_lsn: int, records: list[Buffers]) -> None:
+    def _commit(self, first_lsn: int, last_lsn: int, end: int, records: list[Buffers]) -> None:
         """In the thread."""
         self._journal.write(first_lsn, records)
         if self._level == FSYNC:
             self._journal.sync()
-        self.loop.call_soon_threadsafe(self._done, last_lsn, self._level == FSYNC)
+        self.loop.call_soon_threadsafe(self._done, last_lsn, end, self._level == FSYNC)
 
-    def _done(self, last_lsn: int, synced: bool) -> None:
+    def _done(self, last_lsn: int, end: int, synced: bool) -> None:
         self._busy = False
+        self.bytes_written = end
         self.written_lsn = max(self.written_lsn, last_lsn)
         if synced:
             self._synced(last_lsn)
@@ -102,11 +125,12 @@ class JournalActor:
             self._timer = self.loop.call_later(SYNC_S, self._sync)
         if self._records:
             self._write()
+        self.look()
         self._release()
 
     def _release(self) -> None:
         reached = self.synced_lsn if self._level == FSYNC else self.last_lsn if self._level == MEMORY else self.written_lsn
-        leaving: list[Reply] = []
+        leaving, self._refusals = self._refusals, []
         while self._replies and self._replies[0][0] <= reached:
             leaving += self._replies.popleft()[1]
         if leaving:
@@ -151,6 +175,10 @@ class JournalActor:
             if self._level != FSYNC:
                 self._sync() if self.written_lsn >= lsn else self.loop.call_later(0.005, self._sync)
             await future
+
+    def roll(self) -> None:
+        """Begin a new file, so that the one before can be dropped."""
+        self._jobs.put(self._journal.roll)
 
     def drop(self, applied_lsn: int) -> None:
         """The store has everything up to here."""

@@ -19,13 +19,14 @@ from typing import Any
 from taskq.actors.journal import JournalActor
 from taskq.actors.shard import ShardActor
 from taskq.clock import Clock
+from taskq.core.admission import TASK_DISK_BYTES, WRITES
 from taskq.core.book import Shared
 from taskq.core.effects import Command, FindLoad, Flushed, Forgotten, Found, LineLoad, LineLoaded
 from taskq.core.ring import Ring
 from taskq.core.task import PENDING, TAKEN, Task
 from taskq.errors import Overloaded
 from taskq.storage.base import Retention, Store, WriteBatch
-from taskq.storage.rows import add, task_of
+from taskq.storage.rows import add, size_names, task_of
 
 FLUSH_S = 1.0
 FLUSH_TASKS = 40_000
@@ -44,6 +45,7 @@ class StoreActor:
         shared: Shared,
         clock: Clock,
         retention: Callable[[int], Retention],
+        backlog_bytes_max: int = 256 << 20,
     ) -> None:
         self._on_crash = on_crash
         self._store = store
@@ -55,7 +57,11 @@ class StoreActor:
         self._ring = Ring(len(shards))
         self._loads: deque[tuple[ShardActor, FindLoad | LineLoad]] = deque()
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping = self._reclaiming = False
+        self._bytes_max = backlog_bytes_max
+        self._taken_tasks = 0
+        self._flushed_bytes = journal.bytes_submitted
+        self.spare_bytes = 0
         self.flushed_lsn = journal.last_lsn
         self._loop = asyncio.get_running_loop()
         self._next_prune = self._loop.time()
@@ -68,12 +74,26 @@ class StoreActor:
     def look(self) -> None:
         """Called a few times a second: is there something to flush or to prune, is the backlog too long?"""
         dirty = self._dirty_tasks()
-        if dirty > DIRTY_TASKS_MAX:
+        if dirty > DIRTY_TASKS_MAX or self._unflushed_bytes() > self._bytes_max:
             self._shared.admission.refuse("store", Overloaded("the store is behind; retry later", retry_after_ms=500))
         else:
             self._shared.admission.admit("store")
         if dirty or self._loop.time() >= self._next_prune:
             self._wake.set()
+
+    def reclaim(self) -> None:
+        """The disk is nearly full: give back what can be given back, soon."""
+        self._reclaiming = True
+        self._wake.set()
+
+    def owed_bytes(self) -> int:
+        """What was admitted and will still take space, at most: in the journal, in the log of the store, in the store."""
+        unwritten, unflushed = self._journal.bytes_submitted - self._journal.bytes_written, self._unflushed_bytes()
+        tasks = self._dirty_tasks() + self._taken_tasks
+        return unwritten + (WRITES - 1) * unflushed + tasks * TASK_DISK_BYTES + self._store.log_bytes()
+
+    def _unflushed_bytes(self) -> int:
+        return self._journal.bytes_submitted - self._flushed_bytes
 
     async def _run(self) -> None:
         loop = self._loop
@@ -86,6 +106,8 @@ class StoreActor:
                 if loop.time() >= next_flush or self._dirty_tasks() >= FLUSH_TASKS:
                     await self._flush()
                     next_flush = loop.time() + FLUSH_S
+                if self._reclaiming:
+                    await self._give_back()
                 if loop.time() >= self._next_prune:
                     await self._prune()
                     self._next_prune = loop.time() + PRUNE_S
@@ -134,15 +156,25 @@ class StoreActor:
         tasks = [task for _, dirty in taken for task in dirty]
         if not tasks and lsn == self.flushed_lsn:
             return
-        batch = WriteBatch({"applied_lsn": lsn, "next_seq": self._shared.sequence.following})
+        sizes = {name: size for actor in self._shards for name, size in actor.shard.take_sizes().items()}
+        batch = WriteBatch({"applied_lsn": lsn, "next_seq": self._shared.sequence.following, **size_names(sizes)})
+        submitted, self._taken_tasks = self._journal.bytes_submitted, len(tasks)
         await self._make_rows(batch, tasks)
         await self._journal.synced(lsn)
         await self._store.commit(batch)
-        self.flushed_lsn = lsn
+        self.flushed_lsn, self._flushed_bytes, self._taken_tasks = lsn, submitted, 0
         for actor, dirty in taken:
             if dirty:
                 actor.tell(Command(0, 0, Flushed(dirty)))
         self._journal.drop(lsn)
+
+    async def _give_back(self) -> None:
+        """Once the store has everything, the journal needs no file but the newest, and the log of the store can be emptied."""
+        self._reclaiming = False
+        self._journal.roll()
+        await self._flush()
+        self._journal.drop(self.flushed_lsn)
+        self.spare_bytes = await self._store.shrink()
 
     async def _make_rows(self, batch: WriteBatch, tasks: list[Task]) -> None:
         self._shared.before_change, outside_of_flush = partial(add, batch), self._shared.before_change

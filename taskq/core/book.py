@@ -15,11 +15,15 @@ import attrs
 
 from taskq.core import effects as fx
 from taskq.core import messages as m
-from taskq.core.admission import Admission
+from taskq.core.admission import Admission, Limits, full
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.queue import Budget, Queue
-from taskq.core.task import DIRTY, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
+from taskq.core.task import DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
+from taskq.errors import Answer, BadRequest
 from taskq.ids import SLOTS, slot_of_queue
+
+# so many queues of a shard are kept even if they are empty
+QUEUES_MANY = 100
 
 # what a decide function gives: records, and a message to answer with (or a FindLoad: decide again when the store has answered)
 Decision: TypeAlias = tuple[list[Any], Any]
@@ -38,19 +42,14 @@ class Sequence64:
         return first
 
 
-@attrs.frozen
-class Limits:
-    payload_bytes_max: int = 1 << 20
-    lease_ms: int = 15_000
-
-
 def _without_flush(task: Task) -> None:
     raise InvariantError(f"task {task.id.hex()} was taken by a flush that never made its row")
 
 
 @attrs.define(eq=False)
 class Shared:
-    """What the shards of one broker share.  `before_change` is called with a task that a flush has taken, before it changes."""
+    """What the shards of one broker share.  `queues`: how many there are in all shards.  `before_change` is called with a task that a flush has
+    taken, before it changes."""
 
     sequence: Sequence64
     tokens: Sequence64
@@ -61,6 +60,7 @@ class Shared:
     admission: Admission = attrs.field(factory=Admission)
     durability: int = m.FSYNC
     pruned_id_ms: int = 0
+    queues: int = 0
     before_change: Callable[[Task], None] = _without_flush
 
 
@@ -105,7 +105,20 @@ class Book:
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = Queue(name, self.shared.budget)
+            self.shared.queues += 1
         return queue
+
+    def refusal(self, name: str, tasks: int, payload_bytes: int) -> Answer | None:
+        """Why this queue may not get so many new tasks, with so much payload."""
+        refusal = self.admission.refusal
+        if refusal is not None:
+            return refusal
+        queue = self.queues.get(name)
+        if queue is not None:
+            return full(self.limits, name, queue.length + tasks, queue.bytes + payload_bytes)
+        if self.shared.queues >= self.limits.queues_max:
+            return BadRequest(f"queue: the broker may have {self.limits.queues_max:,} queues (queues_max); use task types or keys", field="queue")
+        return full(self.limits, name, tasks, payload_bytes)
 
     @staticmethod
     def unpack_tokens(block: bytes, count: int) -> tuple[int, ...]:
@@ -125,6 +138,21 @@ class Book:
         for task in self.taken:
             task.dirty = TAKEN
         return self.taken
+
+    def take_sizes(self) -> dict[str, int]:
+        """For the same flush: the bytes of the queues where they changed."""
+        changed = [queue for queue in self.queues.values() if queue.bytes != queue.bytes_taken]
+        for queue in changed:
+            queue.bytes_taken = queue.bytes
+        return {queue.name: queue.bytes for queue in changed}
+
+    def forget_queues(self) -> None:
+        """Leave out the queues that have nothing, if there are many; a flush has taken their sizes."""
+        if len(self.queues) <= QUEUES_MANY:
+            return
+        kept = {name: queue for name, queue in self.queues.items() if queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken}
+        self.shared.queues -= len(self.queues) - len(kept)
+        self.queues = kept
 
     def let_go(self, task: Task) -> None:
         """The lease of a task ends."""
@@ -177,6 +205,10 @@ class Book:
         elif task.state in TIMED:
             self.set_timer(task.due_ms, task)
 
+    def restore_size(self, queue: str, payload_bytes: int) -> None:
+        """At start: the payloads of its unfinished tasks."""
+        self.queue(queue).bytes = self.queue(queue).bytes_taken = payload_bytes
+
     def restore_count(self, queue: str, state: int, priority: int, task_type: str, tasks: int) -> None:
         """At start: so many tasks that stay cold."""
         self.queue(queue).counts[state] += tasks
@@ -193,6 +225,7 @@ class Book:
                 assert all(task.state == PENDING for task in live)
                 assert [task.position for task in live] == sorted(task.position for task in live)
             assert queue.counts[PENDING] == sum(line.waiting for line in queue.lines.values())
+            assert queue.bytes >= 0, (queue.name, queue.bytes)
         running = [task for task in self.tasks.values() if task.state == RUNNING]
         held = {token: task for tasks in self.held.values() for token, task in tasks.items()}
         assert len(held) == len(running) and all(held[task.token] is task for task in running)

@@ -14,7 +14,7 @@ from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
 from taskq.core.records import Admitted, column
-from taskq.core.task import PENDING, SCHEDULED, Options, Task, parked
+from taskq.core.task import PENDING, SCHEDULED, InvariantError, Options, Task, parked
 from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge
 from taskq.ids import ID_BYTES, NIL, is_valid, make_id, ms_of_id, slot_of_id, slot_of_queue, split
 
@@ -54,7 +54,7 @@ COLUMNS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
     message: m.Enqueue = command.message
-    refusal = book.admission.refusal or _misshapen(message)
+    refusal = _misshapen(message) or (None if command.resent else book.admission.refusal)
     if refusal is not None:
         return [], error_of(refusal)
     slot = slot_of_queue(message.queue)
@@ -152,7 +152,7 @@ def _admit(
     book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer], resent: bool
 ) -> Decision:
     count = len(ids)
-    if not (errors or known or resent) and message.keys == [None] and _are_new(book, ids, now_ms):
+    if not (errors or known or resent) and message.keys == [None] and _are_new(book, ids, now_ms) and _fits(book, message):
         return _all_new(book, message, ids, slot, now_ms)
     outcomes, states = bytearray(count), bytearray(count)
     keys = column(message.keys, count)
@@ -183,14 +183,39 @@ def _admit(
             outcomes[at], states[at], ids[at] = m.EXISTS, state, twin_id
         else:
             errors[at], outcomes[at] = (IdConflict(field="id") if twin_id == task_id else KeyConflict(field="key")), m.REFUSED
+    chosen = [at for at in range(count) if outcomes[at] == m.CREATED]
+    fitting, refusal = _fitting(book, message, chosen)
+    if refusal is not None:
+        if not fitting and len(chosen) == count:
+            return [], error_of(refusal)
+        for at in chosen[len(fitting) :]:
+            errors[at], outcomes[at] = refusal, m.REFUSED
+        chosen = fitting
     refused = [[at, error.code, error.message, error.field] for at, error in sorted(errors.items())]
     reply = m.Enqueued(b"".join(ids), bytes(outcomes), bytes(states), book.durability, refused)
-    chosen = [at for at in range(count) if outcomes[at] == m.CREATED]
     return ([_record(book, message, ids, slot, now_ms, chosen)] if chosen else []), reply
 
 
 def _are_new(book: Book, ids: list[bytes], now_ms: int) -> bool:
     return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids) and _are_fresh(ids, now_ms)
+
+
+def _fits(book: Book, message: m.Enqueue) -> bool:
+    return book.refusal(message.queue, len(message.payloads), sum(map(len, message.payloads))) is None
+
+
+def _fitting(book: Book, message: m.Enqueue, chosen: list[int]) -> tuple[list[int], Answer | None]:
+    """The first of these new tasks, as many as there is room for, and why for no more."""
+    total = sum(len(message.payloads[at]) for at in chosen)
+    if not chosen or book.refusal(message.queue, len(chosen), total) is None:
+        return chosen, None
+    payload_bytes = 0
+    for place, at in enumerate(chosen):
+        payload_bytes += len(message.payloads[at])
+        refusal = book.refusal(message.queue, place + 1, payload_bytes)
+        if refusal is not None:
+            return chosen[:place], refusal
+    raise InvariantError("all of the tasks fit one by one, but not together")
 
 
 def _all_new(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int) -> Decision:
@@ -240,6 +265,9 @@ def evolve_admitted(book: Book, record: Admitted) -> None:
     count = len(ids)
     queue = book.queue(record.queue)
     tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
+    payload_bytes = sum(map(len, record.payloads))
+    queue.bytes += payload_bytes
+    book.admission.spend(count, payload_bytes)
     dues, keys, options = column(record.dues_ms, count), column(record.keys, count), column(_options(record), count)
     for at, (task_id, payload) in enumerate(zip(ids, record.payloads, strict=True)):
         seq = record.first_seq + at

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 
 import attrs
 
-from taskq.core.task import PENDING, RUNNING, STATES, Options, Task
+from taskq.core.task import PENDING, RETRYING, RUNNING, STATES, Options, Task
 
 TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
@@ -102,10 +102,14 @@ NO_POSITION = 1 << 62
 
 @attrs.define(eq=False)
 class Queue:
+    """`bytes`: the payloads of its unfinished tasks; `bytes_taken`: the same when a flush last asked."""
+
     name: str
     budget: Budget
     lines: dict[tuple[int, str], Line] = attrs.field(factory=dict)
     counts: list[int] = attrs.field(factory=lambda: [0] * len(STATES))
+    bytes: int = 0
+    bytes_taken: int = 0
     _options: Options | None = None
     _line: Line | None = None
 
@@ -130,9 +134,18 @@ class Queue:
         self.counts[before] -= 1
         task.move(state)
         self.counts[state] += 1
+        if state > RETRYING:
+            self.bytes -= len(task.payload)
+        elif before > RETRYING:
+            self.bytes += len(task.payload)
         if state == PENDING:
             line = self.line_of(task)
             line.give_back(task) if before == RUNNING else line.add(task)
+
+    @property
+    def length(self) -> int:
+        """Its unfinished tasks; the states that are not final come first."""
+        return sum(self.counts[: RETRYING + 1])
 
     def ready(self, task_types: Collection[str]) -> list[Line]:
         """The lines with waiting tasks of these types, most urgent priority first."""

@@ -41,4 +41,5 @@ def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) 
             book.tasks.pop(task.id, None)
             if task.key is not None:
                 book.keys.pop((task.queue, task.key), None)
+    book.forget_queues()
     return [], None

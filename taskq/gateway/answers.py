@@ -107,15 +107,21 @@ STATUS: dict[str, int] = {
     "UNSUPPORTED_MEDIA_TYPE": 415,
     "EXPECTATION_FAILED": 417,
     "WRONG_HOST": 421,
+    "QUEUE_FULL": 429,
     "HEADERS_TOO_LARGE": 431,
     "INTERNAL": 500,
     "OVERLOADED": 503,
+    "DISK_LOW": 503,
     "DRAINING": 503,
     "TOO_MANY_CONNECTIONS": 503,
     "NOT_READY": 503,
     "BROKER_UNAVAILABLE": 503,
     "HTTP_VERSION_UNSUPPORTED": 505,
 }
+
+
+# the same request can succeed later: Retry-After says when
+LATER = frozenset({429, 503})
 
 
 @attrs.define
@@ -145,7 +151,7 @@ def error_body(error: TaskqError | Error) -> dict[str, Any]:
 def error_response(error: TaskqError | Error) -> Response:
     status = STATUS.get(error.code, 500)
     headers: list[tuple[str, str]] = []
-    if status == 503:
+    if status in LATER:
         headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_ms / 1000)))))
     if isinstance(error, MethodNotAllowed):
         headers.append(("Allow", error.allow))

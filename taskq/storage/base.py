@@ -117,6 +117,14 @@ class Store(Protocol):
         was committed is as durable as before, in the log."""
         ...
 
+    async def shrink(self) -> int:
+        """Give back to the file system what can be given back at once, which may be nothing; how many bytes its files can take without growing."""
+        ...
+
+    def log_bytes(self) -> int:
+        """The size of the engine's own log, which it will still copy into its main file; cheap, and on any thread."""
+        ...
+
     async def close(self) -> None: ...
 
     async def release(self) -> None:
@@ -154,6 +162,10 @@ class Journal(Protocol):
 
     def sync(self) -> None:
         """fdatasync (level fsync on return) for all that was written."""
+        ...
+
+    def roll(self) -> None:
+        """Go on in a new segment, if the one being written has a record, so that `drop` can forget that."""
         ...
 
     def drop(self, applied_lsn: int) -> None:

@@ -317,6 +317,10 @@ class FileJournal:
         self._guard(_data_sync)
         self.synced_lsn = self.end_lsn
 
+    def roll(self) -> None:
+        if self._segments[-1].last_lsn:
+            self._roll()
+
     def _roll(self) -> None:
         self.sync()
         os.close(self._fd)

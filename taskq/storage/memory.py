@@ -99,6 +99,12 @@ class MemoryStore:
         """Nothing to do."""
         return True
 
+    async def shrink(self) -> int:
+        return 0
+
+    def log_bytes(self) -> int:
+        return 0
+
     async def close(self) -> None:
         """Nothing to do: the contents stay for the next store."""
 
@@ -152,6 +158,9 @@ class MemoryJournal:
         self.synced += self.unsynced
         self.unsynced = []
         self.synced_lsn = self.end_lsn
+
+    def roll(self) -> None:
+        """Nothing to do: there are no files."""
 
     def drop(self, applied_lsn: int) -> None:
         self.synced = [batch for batch in self.synced if batch.first_lsn + len(batch.records) - 1 > applied_lsn]

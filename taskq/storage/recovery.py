@@ -7,7 +7,8 @@ live shard, on a scratch shard that owns all slots; a record that names a task w
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -21,23 +22,25 @@ from taskq.core.shard import Shard
 from taskq.core.task import FAILED, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
 from taskq.errors import JournalCorrupt, StartError
 from taskq.ids import ID_BYTES, split
-from taskq.storage.base import PRUNED_ID_MS, Journal, Store
-from taskq.storage.rows import batch_of, decode_record, task_of
+from taskq.storage.base import PRUNED_ID_MS, Journal, Store, WriteBatch
+from taskq.storage.rows import QUEUE_BYTES, SIZES_KEPT, batch_of, decode_record, size_names, task_of
 
 FLUSH_TASKS = 10_000
 PAGE_ROWS = 2_000
 EPOCH_SHIFT = 40
+UNFINISHED = (SCHEDULED, WAITING, PENDING, RUNNING, RETRYING)
 
 
 @attrs.frozen
 class Recovered:
-    """Where the new epoch begins."""
+    """Where the new epoch begins.  `queue_bytes`: the payloads of the unfinished tasks of each queue."""
 
     epoch: int
     next_lsn: int
     next_seq: int
     pruned_id_ms: int
     replayed: int
+    queue_bytes: Mapping[str, int] = attrs.field(factory=dict)
 
 
 def scratch() -> Shard:
@@ -59,6 +62,7 @@ async def _recover(store: Store, journal: Journal) -> Recovered:
     meta = await store.open()
     applied_lsn, next_seq, epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
     shard, lsn, replayed = scratch(), applied_lsn, 0
+    sizes = await _queue_bytes(store, meta)
     for batch in journal.read(applied_lsn):
         epoch = max(epoch, batch.epoch)
         for lsn_of_record, data in enumerate(batch.records, batch.first_lsn):
@@ -72,15 +76,34 @@ async def _recover(store: Store, journal: Journal) -> Recovered:
             shard.replay(record)
             next_seq, lsn, replayed = max(next_seq, _following_seq(record)), lsn_of_record, replayed + 1
         if len(shard.dirty) >= FLUSH_TASKS:
-            await store.commit(batch_of(shard.take_dirty(), {"applied_lsn": lsn, "next_seq": next_seq}))
+            await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, "next_seq": next_seq}))
             shard = scratch()
     epoch += 1
-    await store.commit(batch_of(shard.take_dirty(), {"applied_lsn": lsn, "next_seq": next_seq, "epoch": epoch}))
+    await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, "next_seq": next_seq, "epoch": epoch}))
     if not await store.checkpoint():
         raise StartError("the store is being read by another program, a backup perhaps, and cannot be checked in; start again when that has ended")
     journal.start(epoch, lsn + 1)
     journal.drop(lsn)
-    return Recovered(epoch, lsn + 1, next_seq, meta.get(PRUNED_ID_MS, 0), replayed)
+    return Recovered(epoch, lsn + 1, next_seq, meta.get(PRUNED_ID_MS, 0), replayed, sizes)
+
+
+async def _queue_bytes(store: Store, meta: dict[str, int]) -> Counter[str]:
+    """The payloads of the unfinished tasks of each queue, as the last flush left them; a store of a version that did not keep them is read."""
+    sizes = Counter({name.removeprefix(QUEUE_BYTES): value for name, value in meta.items() if name.startswith(QUEUE_BYTES)})
+    if SIZES_KEPT in meta:
+        return sizes
+    after_seq = 0
+    while rows := await store.load(UNFINISHED, after_seq, PAGE_ROWS):
+        for task in map(task_of, rows):
+            sizes[task.queue] += len(task.payload)
+        after_seq = rows[-1][0]
+    return sizes
+
+
+def _flush_of(shard: Shard, sizes: Counter[str], meta: dict[str, int]) -> WriteBatch:
+    """The transaction for what was replayed; the scratch shard knows by how much its queues have changed."""
+    sizes.update(shard.take_sizes())
+    return batch_of(shard.take_dirty(), {**meta, **size_names(sizes)})
 
 
 async def _adopt_missing(store: Store, shard: Shard, record: Any) -> None:
@@ -100,7 +123,7 @@ def _following_seq(record: Any) -> int:
     return 0
 
 
-async def load(store: Store, shards: Sequence[Shard], now_ms: int) -> None:
+async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: Mapping[str, int]) -> None:
     """Fill new shards from the store: running and timed tasks whole, pending ones and dead letters by count.  The sessions that hold leases
     are known as restored, and have one lease to come back."""
     ring = Ring(len(shards))
@@ -120,6 +143,9 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int) -> None:
         if count.state in (PENDING, FAILED):
             shard = shards[ring.of_queue(count.queue)]
             shard.restore_count(count.queue, count.state, count.priority, count.task_type, count.tasks)
+    for queue, payload_bytes in queue_bytes.items():
+        if payload_bytes:
+            shards[ring.of_queue(queue)].restore_size(queue, payload_bytes)
     for (queue, priority, task_type), position in ahead.items():
         await _load_before(store, shards[ring.of_queue(queue)], queue, priority, task_type, position)
 

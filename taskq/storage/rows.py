@@ -10,7 +10,7 @@ Upgrade recipe: append a field with a default to a record or to META; an old row
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from struct import Struct
 from typing import Any
 
@@ -26,6 +26,8 @@ HEADER = Struct(">HHI")
 # one packer for all: making one costs as much as packing a small row, and 256 KiB for its buffer; it holds nothing between two calls
 pack = msgpack.Packer(buf_size=4_096).pack
 JOIN_BYTES_MAX = 4_096
+# named integers of the store: the payload bytes of a queue's unfinished tasks (no name of a queue has a space), and whether they are kept
+QUEUE_BYTES, SIZES_KEPT = "queue_bytes ", "queue_bytes_kept"
 
 META = (
     "encoding",
@@ -145,6 +147,11 @@ def add(batch: WriteBatch, task: Task) -> None:
     batch.finish.append(row_of(task))
     if task.stored:
         batch.delete.append(task.seq)
+
+
+def size_names(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The payload bytes of queues as named integers of the store, and that they are kept there."""
+    return {SIZES_KEPT: 1, **{QUEUE_BYTES + queue: payload_bytes for queue, payload_bytes in sizes.items()}}
 
 
 # ---- records -----------------------------------------------------------------------------------------------------------------------

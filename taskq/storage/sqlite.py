@@ -287,6 +287,20 @@ def _checkpoint(connection: sqlite3.Connection) -> bool:
     return not busy
 
 
+def _shrink(connection: sqlite3.Connection) -> int:
+    """A reader in the way, or a disk that is full already: then nothing is given back, and the log stays as valid as it was."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS_MAX * 1000:.0f}")
+    pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
+    return int(pages * size)
+
+
 # ---- opening ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -430,6 +444,15 @@ class SqliteStore:
 
     async def checkpoint(self) -> bool:
         return await self._run(_checkpoint)
+
+    async def shrink(self) -> int:
+        return await self._run(_shrink)
+
+    def log_bytes(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except FileNotFoundError:
+            return 0
 
     async def close(self) -> None:
         if self._damaged:

@@ -14,7 +14,8 @@ import attrs
 
 from taskq.core import effects as fx
 from taskq.core import messages as m
-from taskq.core.book import Limits, Sequence64, Shared
+from taskq.core.admission import Limits
+from taskq.core.book import Sequence64, Shared
 from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.session import House, Session, Terms
@@ -24,7 +25,7 @@ from taskq.ids import NIL, make_id, slot_of_queue, split
 from taskq.storage.base import WriteBatch
 from taskq.storage.memory import MemoryStore
 from taskq.storage.recovery import load
-from taskq.storage.rows import batch_of, task_of
+from taskq.storage.rows import QUEUE_BYTES, batch_of, size_names, task_of
 
 NOW_MS = 1_700_000_000_000
 LEASE_MS, GRACE_MS, HEARTBEAT_MS = 15_000, 15_000, 5_000
@@ -44,12 +45,12 @@ def at_once(work: Coroutine[Any, Any, Any]) -> Any:
 class World:
     """`hold_loads`: questions to the store pile up in `loads` until `answer_loads`.  `records`: all that was ever decided."""
 
-    def __init__(self, *, shards: int = 1, budget_bytes: int = HOT_BYTES, payload_bytes_max: int = 1 << 20) -> None:
+    def __init__(self, *, shards: int = 1, budget_bytes: int = HOT_BYTES, **limits: int) -> None:
         self.now_ms = NOW_MS
         self.rng, self._session_rng = random.Random(2), random.Random(1)
         self.ring = Ring(shards)
         self.store = MemoryStore()
-        self.shared = Shared(Sequence64(1), Sequence64(1), Budget(budget_bytes), random.Random(0), Limits(payload_bytes_max, LEASE_MS))
+        self.shared = Shared(Sequence64(1), Sequence64(1), Budget(budget_bytes), random.Random(0), Limits(lease_ms=LEASE_MS, **limits))
         self.shards = [Shard(index, shards, self.shared) for index in range(shards)]
         self.house = self._house()
         self.peers: dict[int, Peer] = {}
@@ -124,6 +125,8 @@ class World:
         """Take what is dirty, as it is now; there is one flush at a time."""
         self.end_flush()
         taken = [(index, shard.take_dirty()) for index, shard in enumerate(self.shards)]
+        sizes = {name: size for shard in self.shards for name, size in shard.take_sizes().items()}
+        self.store.contents.meta.update(size_names(sizes))
         self.flushing = [(index, dirty, batch_of(dirty, {})) for index, dirty in taken if dirty]
 
     def end_flush(self) -> None:
@@ -193,10 +196,15 @@ class World:
         self.flushed()
         self.peers.clear()
         self.shared = attrs.evolve(
-            self.shared, budget=Budget(self.shared.budget.bytes_max), consumers={}, tokens=Sequence64(self.shared.tokens.following + (1 << 40))
+            self.shared,
+            budget=Budget(self.shared.budget.bytes_max),
+            consumers={},
+            queues=0,
+            tokens=Sequence64(self.shared.tokens.following + (1 << 40)),
         )
         self.shards = [Shard(index, len(self.shards), self.shared) for index in range(len(self.shards))]
-        at_once(load(self.store, self.shards, self.now_ms))
+        kept = {name.removeprefix(QUEUE_BYTES): size for name, size in self.store.contents.meta.items() if name.startswith(QUEUE_BYTES)}
+        at_once(load(self.store, self.shards, self.now_ms, kept))
         self.house = self._house()
         self.loads.clear()
         self.client = Peer(self, "producer", "client")

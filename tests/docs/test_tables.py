@@ -11,7 +11,9 @@ import pytest
 from blocks import read, table
 
 from taskq import App, errors
+from taskq.actors.disk import BALLAST_BYTES, BALLAST_PART, FLOOR_BYTES, FLOOR_PART
 from taskq.actors.store import DIRTY_TASKS_MAX
+from taskq.actors.watch import MEMORY_PART
 from taskq.cli import broker as broker_command
 from taskq.cli import people
 from taskq.cli.broker import EXIT_CRASH
@@ -19,18 +21,20 @@ from taskq.cli.worker import WorkerSettings
 from taskq.config import FRAME_ROOM_BYTES, KIB, MIB, BrokerConfig, settings_of, show_bytes, show_seconds
 from taskq.core import effects as fx
 from taskq.core import messages as m
+from taskq.core.admission import LATE_MS
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, NAME_RULE, TASKS_MAX
 from taskq.core.grant import blocker
 from taskq.core.lookup import WAIT_MS_MAX
 from taskq.core.queue import LINE_HOT_MIN, Budget
-from taskq.core.report import COUNTERS, ERROR_CHARS_MAX
+from taskq.core.report import COUNTERS, ERROR_CHARS_MAX, ERROR_TYPE_CHARS_MAX
 from taskq.core.shard import Shard
 from taskq.core.task import CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
 from taskq.durations import seconds
 from taskq.gateway.http1 import HttpLimits
 from taskq.options import CHECKS
+from taskq.protocol.guard import DEPTH_MAX
 from taskq.worker.settings import EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
 
 OPERATIONS = read("docs/operations.md")
@@ -133,6 +137,21 @@ def test_the_limits_are_those_of_the_code() -> None:
         "connections": f"{config.connections_max:,} on TCP and on HTTP each",
         "finished tasks that are kept": f"{config.finished_rows_max:,}",
         "memory for waiting tasks": show_bytes(config.hot_bytes_max),
+        "memory of the broker": f"{MEMORY_PART:.0%} of what it may have",
+        "queues": f"{config.queues_max:,}",
+        "unfinished tasks in a queue": f"{config.queue_tasks_max:,}",
+        "bytes of payload in unfinished tasks of a queue": show_bytes(config.queue_bytes_max),
+        "tasks that a worker has at a time": f"{config.leases_max:,}",
+        "bytes that wait for the journal": show_bytes(config.journal_backlog_bytes_max),
+        "one write to the journal": f"{config.journal_delay_max * 1000:g}ms",
+        "bytes that wait for the store": show_bytes(config.store_backlog_bytes_max),
+        "tasks that wait for the store": f"{DIRTY_TASKS_MAX:,}",
+        "lateness of the loop": f"{config.loop_delay_max * 1000:g}ms for {LATE_MS / 1000:g}s",
+        "free space on the disk": f"{show_bytes(FLOOR_BYTES)}, or {FLOOR_PART:.0%} of it",
+        "the ballast": f"{show_bytes(BALLAST_BYTES)}, or {BALLAST_PART:.0%} of the disk",
+        "a lease": show_seconds(config.lease),
+        "the type of an error": f"{ERROR_TYPE_CHARS_MAX} characters",
+        "nesting in a request over TCP": f"{DEPTH_MAX}",
     }
     told = " ".join(row[2] for row in rows)
     assert f"{LINE_HOT_MIN:,} tasks in memory beyond it" in told

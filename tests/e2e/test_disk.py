@@ -36,7 +36,7 @@ def test_a_start_on_a_full_disk_is_a_message_and_no_traceback(start: Start, disk
 
 
 def test_a_disk_that_fills_up_ends_the_broker_and_loses_nothing_that_was_acknowledged(start: Start, disk: Path) -> None:
-    broker = start("broker", *ON_FREE_PORTS, "--data", str(disk / "data"))
+    broker = start("broker", *ON_FREE_PORTS, "--data", str(disk / "data"), "--disk-free-bytes-min", "0", "--ballast-bytes", "0")
     acknowledged = []
     with Client(broker.wait_for(READY)["tcp"], deadline=2) as client:
         try:
@@ -47,7 +47,7 @@ def test_a_disk_that_fills_up_ends_the_broker_and_loses_nothing_that_was_acknowl
     assert broker.end() == 70
     assert acknowledged
     subprocess.run(["mount", "-o", f"remount,size={DISK_KIB * 8}k", str(disk)], check=True, timeout=20)
-    broker = start("broker", *ON_FREE_PORTS, "--data", str(disk / "data"))
+    broker = start("broker", *ON_FREE_PORTS, "--data", str(disk / "data"), "--disk-free-bytes-min", "0")
     with Client(broker.wait_for(READY)["tcp"]) as client:
         assert {client.get(task_id).state for task_id in acknowledged} == {"pending"}
     assert broker.stop() == 0

@@ -78,7 +78,7 @@ class SimNode(Node):
         shared = self._shared(recovered)
         shared.budget.bytes_max = self._hot_bytes_max
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
-        await load(store, shards, self.clock.now_ms())
+        await load(store, shards, self.clock.now_ms(), recovered.queue_bytes)
         self._house = self._make_house(shared, recovered.epoch)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._journal._jobs.put(None)

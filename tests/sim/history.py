@@ -395,9 +395,11 @@ class History:
     def check_shards(self, shards: list[Any], forgotten: Counter[str]) -> None:
         """The invariants that the shards can see themselves, and their counts; `forgotten`: dead letters that they are about to be told of."""
         counts: Counter[tuple[str, str]] = Counter()
+        sizes: Counter[str] = Counter()
         for shard in shards:
             _check_itself(shard)
             for queue in shard.queues.values():
+                sizes[queue.name] += queue.bytes
                 counts.update({(queue.name, state): queue.counts[STATES.index(state)] for state in COUNTED})
         counts.subtract({(queue, "failed"): tasks for queue, tasks in forgotten.items()})
         expected = self.model.counts()
@@ -405,6 +407,11 @@ class History:
             if counts[name] != expected[name]:
                 raise Violation(f"queue {name[0]} counts {counts[name]} {name[1]} tasks, the records say {expected[name]}")
         tasks = self.model.tasks
+        for task in tasks.values():
+            sizes[task.queue] -= 0 if task.state in FINAL else len(task.payload)
+        for name in sizes:
+            if sizes[name]:
+                raise Violation(f"the bytes of queue {name} are counted wrongly, by {sizes[name]}")
         for shard in shards:
             for task in shard.tasks.values():
                 if STATES[task.state] != tasks[task.id].state or task.token != tasks[task.id].token:

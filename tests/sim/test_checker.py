@@ -26,7 +26,7 @@ from taskq.core.session import Requests
 from taskq.core.task import FINAL, PENDING, RUNNING
 from taskq.ids import ID_BYTES, split
 from taskq.storage.memory import MemoryJournal
-from taskq.storage.rows import batch_of
+from taskq.storage.rows import batch_of, size_names
 
 SEEDS = 60
 
@@ -64,7 +64,8 @@ def flush_claims_later_records(patch: Patch) -> None:
         tasks = [task for _, dirty in taken for task in dirty]
         if not tasks and self._journal.last_lsn == self.flushed_lsn:
             return
-        batch = batch_of(tasks, {"next_seq": self._shared.sequence.following})
+        sizes = {name: size for actor in self._shards for name, size in actor.shard.take_sizes().items()}
+        batch = batch_of(tasks, {"next_seq": self._shared.sequence.following, **size_names(sizes)})
         await self._journal.synced(self._journal.last_lsn)
         batch.meta["applied_lsn"] = self.flushed_lsn = lsn = self._journal.synced_lsn
         await self._store.commit(batch)
