@@ -31,7 +31,7 @@ import attrs
 
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
-from taskq.connection import Address, Channel, address_from_environment, hello
+from taskq.connection import Address, Channel, address_from_environment, hello, token_or_environment
 from taskq.core import messages as m
 from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
@@ -59,10 +59,20 @@ def raw_id(task: Any) -> bytes:
 class AsyncClient:
     """A connection to the broker for code on one event loop; it connects at the first use and again whenever the connection breaks.
 
-    `url`: `host:port` or `taskq://host:port`, default `TASKQ_URL`, else localhost:7000.  `deadline`: how long a call tries, unless it says."""
+    `url`: `host:port` or `taskq://host:port`, default `TASKQ_URL`, else localhost:7000.  `token`: the access token for a broker that asks for
+    one, default `TASKQ_TOKEN`; it is proved, and never sent.  `deadline`: how long a call tries, unless it says."""
 
-    def __init__(self, url: str | None = None, *, deadline: Duration = DEADLINE_S, name: str = "", rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        deadline: Duration = DEADLINE_S,
+        name: str = "",
+        rng: random.Random | None = None,
+    ) -> None:
         self.address = address_from_environment() if url is None else Address.parse(url)
+        self._token = token_or_environment(token)
         self.deadline_s = seconds(deadline, "deadline")
         self.loop: asyncio.AbstractEventLoop | None = None
         self._name = name
@@ -275,7 +285,7 @@ class AsyncClient:
             raise RuntimeError("this AsyncClient belongs to another event loop; make one for each loop, or use Client")
         self.loop = loop
         self._greeted = loop.create_future()
-        self._channel = Channel(self.address, hello("producer", self._name), self._on_event, self._rng)
+        self._channel = Channel(self.address, hello("producer", self._name), self._on_event, self._rng, self._token)
         self._channel.start()
         return self._channel
 
@@ -412,8 +422,8 @@ class Client:
     May be used from several threads, whose enqueues share frames, and after a fork.  Handles are followed with their `_sync` methods, or with
     `client.result(handle)`."""
 
-    def __init__(self, url: str | None = None, *, deadline: Duration = DEADLINE_S, name: str = "") -> None:
-        self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, deadline=deadline, name=name)
+    def __init__(self, url: str | None = None, *, token: str | None = None, deadline: Duration = DEADLINE_S, name: str = "") -> None:
+        self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, token=token, deadline=deadline, name=name)
         self._lock = threading.Lock()
         self._background: _Background | None = None
         self.address = self._make().address

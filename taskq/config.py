@@ -25,8 +25,8 @@ from taskq.errors import ConfigError
 C = TypeVar("C")
 
 PREFIX = "TASKQ_"
-# TASKQ_… names that are no settings of the broker: the client's address, the file, the event loop, the worker's own
-OTHER_NAMES = frozenset({"URL", "CONFIG", "LOOP", "APP", "QUEUES", "CONCURRENCY", "POOL", "NAME", "RELOAD"})
+# TASKQ_… names that are no settings of the broker: the client's address and token, the file, the event loop, the worker's own
+OTHER_NAMES = frozenset({"URL", "TOKEN", "TOKEN_FILE", "CONFIG", "LOOP", "APP", "QUEUES", "CONCURRENCY", "POOL", "NAME", "RELOAD"})
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "k": KIB, "m": MIB, "g": GIB, "kib": KIB, "mib": MIB, "gib": GIB}
 UNIT_NAMES = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
@@ -229,6 +229,7 @@ class BrokerConfig:
     http_hosts: tuple[str, ...] = setting(
         (), NAMES, "Names by which HTTP clients may call the broker, beside IP addresses, localhost and the host of http; * allows any.", empty="none"
     )
+    auth: bool = setting(False, YES_OR_NO, "Clients must prove a token (taskq token create); needed on any address but loopback.")
     data: str = setting("./taskq-data", PATH, "Folder of the journal and the store; made if it is not there. One broker at a time.")
     shards: int = setting(4, integer(1, 64), "How many shards share the queues; may change between starts.")
     durability: str = setting(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 import attrs
 
 from taskq.core import messages as m
+from taskq.core.gate import name_of
+from taskq.core.scram import Prover
 from taskq.errors import BadRequest, BrokerUnavailable, ConfigError, ProtocolError, TaskqError
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import VERSION as PROTOCOL_VERSION
@@ -65,6 +68,22 @@ class Address:
 def address_from_environment() -> Address:
     """The broker that `TASKQ_URL` names, else localhost:7000."""
     return Address.parse(os.environ.get("TASKQ_URL") or DEFAULT_URL)
+
+
+def token_or_environment(token: str | None, source: str = "token") -> str:
+    """The access token that was given, else that of `TASKQ_TOKEN`, else "".  ConfigError, which does not show it, if it has not the form of one."""
+    found, source = (os.environ.get("TASKQ_TOKEN", ""), "TASKQ_TOKEN") if token is None else (token, source)
+    found = found.strip()
+    try:
+        if found:
+            name_of(found)
+    except ValueError as error:
+        raise ConfigError(f"{source}: what was given {error}", field="token") from None
+    return found
+
+
+def _prover(token: str) -> Prover | None:
+    return Prover(name_of(token), token, secrets.token_bytes) if token else None
 
 
 def hello(role: str, name: str = "") -> m.Hello:
@@ -122,11 +141,14 @@ class _Protocol(asyncio.Protocol):
 
 
 class Channel:
-    """A Link over TCP.  Answers to `call` go to the caller, every other event to `on_event`, in the order of arrival."""
+    """A Link over TCP.  Answers to `call` go to the caller, every other event to `on_event`, in the order of arrival.  `token`: the access token
+    to prove, "" for none; it never travels."""
 
-    def __init__(self, address: Address, greeting: m.Hello, on_event: Callable[[Event], None], rng: random.Random | None = None) -> None:
+    def __init__(
+        self, address: Address, greeting: m.Hello, on_event: Callable[[Event], None], rng: random.Random | None = None, token: str = ""
+    ) -> None:
         self.address = address
-        self.link = Link(greeting)
+        self.link = Link(greeting, prover=_prover(token))
         self._on_event = on_event
         self._rng = rng or random.Random()
         self._protocol: _Protocol | None = None

@@ -102,7 +102,7 @@ class Draining(Answer):
 
 
 class Forbidden(Answer):
-    """This session's role does not allow the request."""
+    """The session's role, or its access token, does not allow the request."""
 
     code = "FORBIDDEN"
 
@@ -148,6 +148,18 @@ class TooManyConnections(ProtocolError):
 
     code = "TOO_MANY_CONNECTIONS"
     retryable = True
+
+
+class AuthRequired(ProtocolError):
+    """This broker wants an access token: set TASKQ_TOKEN, or give token= or --token-file; on the broker, taskq token create makes one."""
+
+    code = "AUTH_REQUIRED"
+
+
+class AuthFailed(ProtocolError):
+    """The access token is not known to this broker, was revoked, or is not the one that was made; taskq token list shows those that are."""
+
+    code = "AUTH_FAILED"
 
 
 class InternalError(TaskqError):

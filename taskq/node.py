@@ -35,6 +35,7 @@ from taskq.config import BrokerConfig, host_port
 from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command, Reply
+from taskq.core.gate import Gate
 from taskq.core.messages import DURABILITY, Goaway
 from taskq.core.queue import Budget
 from taskq.core.ring import Ring
@@ -46,6 +47,7 @@ from taskq.storage.base import Retention
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
 from taskq.storage.sqlite import SqliteStore, integrity_check
+from taskq.storage.tokens import TokenFile
 from taskq.version import VERSION
 
 SECRET_BYTES = 32
@@ -137,16 +139,27 @@ class Node:
 
     def _make_house(self, shared: Shared, epoch: int, shards: list[Shard]) -> House:
         config = self.config
+        secret_key = _secret(self._folder / "secret.key")
         terms = Terms(
             epoch=epoch,
             heartbeat_ms=_ms(config.heartbeat),
             lease_ms=_ms(config.lease),
             grace_ms=_ms(config.lease * GRACE_OF_LEASE),
             limits={"payload_bytes_max": config.payload_bytes_max, "frame_bytes_max": config.frame_bytes_max},
-            secret_key=_secret(self._folder / "secret.key"),
+            secret_key=secret_key,
         )
         self._admission, self._consumers = shared.admission, shared.consumers
-        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe, [shard.held for shard in shards])
+        held = [shard.held for shard in shards]
+        gate = self._make_gate(secret_key) if config.auth else None
+        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe, held, gate=gate)
+
+    def _make_gate(self, secret_key: bytes) -> Gate:
+        """Who comes in only with an access token."""
+        file = TokenFile(self._folder)
+        if not file.tokens():
+            make = f"taskq token create NAME --scope admin --data {self._folder}"
+            log.warning("auth is on and there is no access token yet, so nobody can come in; make one, now or later: %s", make)
+        return Gate(file.tokens, secret_key)
 
     @asynccontextmanager
     async def _journaling(self, files: FileJournal, next_lsn: int) -> AsyncIterator[JournalActor]:
@@ -240,7 +253,7 @@ class Node:
             hosts=frozenset(name.lower() for name in config.http_hosts),
         )
         host, port = host_port(config.http)
-        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock())
+        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock(), self._house.gate)
         self.http = _shown(listener.address)
         try:
             yield listener

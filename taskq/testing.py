@@ -62,10 +62,13 @@ async def _using(app: App | None, node: Node) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def worker(app: App, node: Node, *, concurrency: int = 10, queues: tuple[str, ...] = (), name: str = "test") -> AsyncIterator[Runner]:
-    """A worker for the app's tasks in this process, on this loop.  Tasks with pool="process" need a real worker."""
+async def worker(
+    app: App, node: Node, *, concurrency: int = 10, queues: tuple[str, ...] = (), name: str = "test", token: str = ""
+) -> AsyncIterator[Runner]:
+    """A worker for the app's tasks in this process, on this loop.  Tasks with pool="process" need a real worker.  `token`: its access token, for
+    a broker with `auth=True`."""
     page = Page()
-    config = WorkerConfig(connect=node.tcp, queues=queues, concurrency=concurrency, drain_s=DRAIN_S, name=name)
+    config = WorkerConfig(connect=node.tcp, queues=queues, concurrency=concurrency, drain_s=DRAIN_S, name=name, token=token)
     runner = Runner(config, app, page, lambda _: None)
     running = asyncio.get_running_loop().create_task(runner.run())
     try:

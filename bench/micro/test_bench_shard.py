@@ -55,7 +55,7 @@ class Bench:
     def granted(self) -> Command:
         """A thousand more running tasks; the command that completes them."""
         [reply] = self.turn(self.filled()).replies
-        return Command(2, 1, m.Ack([RESULT] * TASKS, reply.message.ids, reply.message.tokens))
+        return Command(2, 1, m.Ack([RESULT] * TASKS, reply.message.ids, reply.message.tokens), session=SESSION)
 
     def forget(self) -> None:
         """As if all were flushed, so that rounds do not add up."""

@@ -6,6 +6,8 @@ Rules:
 - Deadlines count from the first byte, so a peer that sends a byte now and then gains nothing.  A request that waits for the broker has none.
   One timer a listener looks at all connections each `sweep_s`; a deadline fires up to one such interval late.
 - What is refused before it was whole ends its connection, after the peer had time to read why.
+- Where access tokens are asked for, the gate sees the head of a request before anything of its body is kept, and who is not let in is not read
+  from any more.
 - A bug in a builder is a 500 with nothing of it shown, and a traceback in the log.
 
 It must not know: shards, routes, what a message means.
@@ -24,17 +26,23 @@ import attrs
 
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
-from taskq.errors import Answer, BadRequest, Draining, InternalError, TaskqError, TooManyConnections
-from taskq.gateway.answers import RequestTimeout, Response, error_response
+from taskq.core.access import NOBODY, Grant
+from taskq.core.gate import FAILURES_MAX, Gate
+from taskq.errors import Answer, AuthFailed, BadRequest, Draining, InternalError, TaskqError, TooManyConnections
+from taskq.gateway.answers import RequestTimeout, Response, TlsRequired, error_response
+from taskq.gateway.bearer import is_loopback, token_of
 from taskq.gateway.http1 import PIECE_BYTES, Event, HttpLimits, Interim, Receiver, Request, encode
 from taskq.gateway.openapi import document
-from taskq.gateway.routes import Call, Gateway, Message, Status
+from taskq.gateway.routes import OPEN_PATHS, Call, Gateway, Message, Status
 
 Reply: TypeAlias = Callable[[Message], None]
-Submit: TypeAlias = Callable[[Message, Reply], None]
+# called with a grant as well where access tokens are asked for
+Submit: TypeAlias = Callable[..., None]
 
 WRITE_BUFFER_BYTES = 256 << 10
 BACKLOG = 1_024
+# how late the answer to a failed proof is, after too many of them
+FAILURE_S = 1.0
 # who only reads loses nothing by an answer that says to ask again
 READS = frozenset({"GET", "HEAD"})
 
@@ -106,7 +114,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def __init__(self, listener: HttpListener) -> None:
         self._listener = listener
-        self._receiver = Receiver(listener.limits)
+        self._receiver = Receiver(listener.limits, self._admit if listener.gate is not None else None)
         self._transport: Any = None
         self._slots: deque[Slot] = deque()
         self._unread: bytes | memoryview = b""
@@ -211,7 +219,22 @@ class HttpProtocol(asyncio.Protocol):
         self._unread = b""
         slot = Slot(self, None, True)
         self._slots.append(slot)
-        slot.finish(error_response(error))
+        if isinstance(error, AuthFailed) and self._listener.has_failed_often(self._peer()):
+            self._listener.later(FAILURE_S, slot.finish, error_response(error))
+        else:
+            slot.finish(error_response(error))
+
+    def _admit(self, path: str, authorization: bytes) -> Grant | None:
+        """Who asks, as the gate sees it."""
+        if path in OPEN_PATHS:
+            return NOBODY
+        if self._transport.get_extra_info("ssl_object") is None and not is_loopback(self._peer()):
+            raise TlsRequired()
+        return self._listener.bearer(token_of(authorization))
+
+    def _peer(self) -> str:
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     # ---- answers out ---------------------------------------------------------------------------------------------------------------
 
@@ -307,7 +330,8 @@ class HttpProtocol(asyncio.Protocol):
 class HttpListener:
     """The listening sockets, their connections, and the timer that looks at them.  Made by `start_http`."""
 
-    def __init__(self, gateway: Gateway, submit: Submit, clock: Clock) -> None:
+    def __init__(self, gateway: Gateway, submit: Submit, clock: Clock, gate: Gate | None = None) -> None:
+        self.gate = gate
         self.limits = gateway.limits
         self.closing = False
         self.now_ms = 0
@@ -371,11 +395,27 @@ class HttpListener:
     def serve(self, request: Request, slot: Slot) -> None:
         """Find out what a request asks and have it done."""
         try:
-            slot.run(self._gateway.call(request), self._submit)
+            submit = self._submit if request.grant is None else partial(self._submit, grant=request.grant)
+            slot.run(self._gateway.call(request), submit)
         except Answer as error:
             slot.finish(error_response(error))
         except Exception as error:
             slot.finish(bug(error))
+
+    def bearer(self, token: str) -> Grant:
+        assert self.gate is not None
+        return self.gate.bearer(token)
+
+    def has_failed_often(self, address: str) -> bool:
+        """Count one more failed proof of this address."""
+        assert self.gate is not None
+        failures = self.gate.failures.add(address, self._clock.now_ms())
+        if failures <= FAILURES_MAX:
+            log.warning("a request over HTTP from %s had an access token that is not known", address)
+        return failures > FAILURES_MAX
+
+    def later(self, delay_s: float, finish: Callable[[Response], None], response: Response) -> None:
+        self._loop.call_later(delay_s, finish, response)
 
     def flush_soon(self, connection: HttpProtocol) -> None:
         if not self._written:
@@ -405,10 +445,12 @@ class HttpListener:
             self._arm()
 
 
-async def start_http(host: str, port: int, submit: Submit, status: Status, limits: HttpLimits, clock: Clock) -> HttpListener:
+async def start_http(
+    host: str, port: int, submit: Submit, status: Status, limits: HttpLimits, clock: Clock, gate: Gate | None = None
+) -> HttpListener:
     """Serve HTTP on this address until the listener is closed.  `submit(message, reply)` calls `reply` exactly once, on the loop, when the
-    answer is durable.  Port 0 takes a free one, see `address`.  OSError if the address cannot be bound."""
+    answer is durable.  Port 0 takes a free one, see `address`.  `gate`: who checks access tokens.  OSError if the address cannot be bound."""
     own = attrs.evolve(limits, hosts=limits.hosts | {host.lower()})
-    listener = HttpListener(Gateway(own, status, document()), submit, clock)
+    listener = HttpListener(Gateway(own, status, document()), submit, clock, gate)
     await listener.listen(host, port)
     return listener

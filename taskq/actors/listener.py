@@ -7,12 +7,14 @@ deadlines once a second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 
 from taskq.actors.session import SessionActor, Tell
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.effects import Reply
+from taskq.core.gate import FAILURES_MAX, AccessToken
 from taskq.core.messages import Goaway
 from taskq.core.session import House, Session
 from taskq.errors import TaskqError, TooManyConnections
@@ -20,6 +22,8 @@ from taskq.errors import TaskqError, TooManyConnections
 BACKLOG = 4_096
 SWEEP_S = 1.0
 CLOSE_S = 5.0
+
+log = logging.getLogger("taskq.session")
 
 
 class Listener:
@@ -46,6 +50,7 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._sessions: dict[int, SessionActor] = {}
         self._written: list[SessionActor] = []
+        self._tokens: Mapping[str, AccessToken] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         self._gone.set()
@@ -82,6 +87,15 @@ class Listener:
         if session is not None:
             session.abort()
 
+    def has_failed_often(self, address: str) -> bool:
+        """Count one more failed proof of this address."""
+        gate = self._house.gate
+        assert gate is not None
+        failures = gate.failures.add(address, self.now_ms())
+        if failures <= FAILURES_MAX:
+            log.warning("a connection from %s could not prove its access token", address)
+        return failures > FAILURES_MAX
+
     def flush_soon(self, session: SessionActor) -> None:
         if not self._written:
             self.loop.call_soon(self._flush)
@@ -108,7 +122,19 @@ class Listener:
         now_s = self.loop.time()
         for session in list(self._sessions.values()):
             session.sweep(now_s)
+        if self._house.gate is not None:
+            self._end_revoked(self._house.gate.tokens())
         self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self._sessions else None
+
+    def _end_revoked(self, tokens: Mapping[str, AccessToken]) -> None:
+        """When the tokens have changed, close what a token opened that is not the same any more."""
+        if tokens is self._tokens:
+            return
+        self._tokens = tokens
+        for session in list(self._sessions.values()):
+            grant = session.session.grant
+            if grant is not None and (grant.name not in tokens or tokens[grant.name].grant is not grant):
+                session.revoked()
 
     async def close(self) -> None:
         """Accept no more, close all connections after what was written to them has left; who has not taken it within CLOSE_S is cut off."""

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from taskq.actors.session import Tell
+from taskq.core import access
 from taskq.core import messages as m
+from taskq.core.access import Grant
 from taskq.core.effects import Reply
+from taskq.core.enqueue import error_of
 from taskq.core.session import House, Requests, inspected
+from taskq.errors import Forbidden
 
 
 class LocalSession:
@@ -21,14 +25,20 @@ class LocalSession:
         self._takers: dict[int, Callable[[Any], None]] = {}
         self._seq = 0
 
-    def submit(self, message: Any, reply: Callable[[Any], None]) -> None:
-        """Ask; `reply` is called exactly once, with the durable answer."""
+    def submit(self, message: Any, reply: Callable[[Any], None], grant: Grant | None = None) -> None:
+        """Ask; `reply` is called exactly once, with the durable answer.  `grant`: what the asker may, None for everything."""
+        if grant is not None:
+            try:
+                access.check(grant, message)
+            except Forbidden as refusal:
+                reply(error_of(refusal))
+                return
         if type(message) is m.Inspect and message.what != "queues":
-            reply(inspected(self._house, message.what, self._now_ms()))
+            reply(inspected(self._house, message.what, self._now_ms(), grant))
             return
         self._seq += 1
         self._takers[self._seq] = reply
-        self._tell(self._requests.ask(self._seq, message))
+        self._tell(self._requests.ask(self._seq, message, grant=grant))
 
     def answered(self, reply: Reply) -> None:
         whole = self._requests.answered(reply.seq, reply.part, reply.message)

@@ -4,7 +4,8 @@ Rules:
 - The order within a connection is never changed.
 - A peer that does not read is not read from, and nothing is delivered to it until it does: its credit stays, its answers wait.
 - What breaks the protocol ends this connection alone: the frames before it are handled, one Error says why, and the peer has a moment to read it.
-- Before the greeting a frame may have GREETING_BYTES_MAX, and it must come within GREETING_S.
+- Before the session is ready a frame may have GREETING_BYTES_MAX, and it must be ready within GREETING_S.
+- Who fails to prove an access token again and again is told so late.  When a token is revoked its connections end.
 
 It must not know: shards, what a message means.
 """
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from taskq.core import messages as m
 from taskq.core.effects import Command, Reply
-from taskq.core.session import Session, error_of_protocol
-from taskq.errors import InternalError, ProtocolError, SlowConsumer, TaskqError
+from taskq.core.session import GREETED, Session, error_of_protocol
+from taskq.errors import AuthFailed, InternalError, ProtocolError, SlowConsumer, TaskqError
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import RESENT, Frame
 from taskq.protocol.framing import FrameDecoder
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 GREETING_BYTES_MAX = 8_192
 GREETING_S = 5.0
+FAILURE_S = 1.0
 LINGER_S = 2.0
 # more requests than this side's own clients ever have in flight
 REQUESTS_OPEN_MAX = 8_192
@@ -55,6 +57,7 @@ class SessionActor(asyncio.Protocol):
         self._decoder = FrameDecoder(GREETING_BYTES_MAX)
         self._transport: Any = None
         self._since_s = 0.0
+        self._greeted = False
         self._flushing = False
         self._reading = True
         self._writable = True
@@ -112,6 +115,9 @@ class SessionActor(asyncio.Protocol):
                 break
             try:
                 self.session.receive(frame.seq, bool(frame.flags & RESENT), frame.message, now_ms)
+            except AuthFailed as error:
+                self._turn_away(frame.seq, error)
+                return
             except ProtocolError as error:
                 self._carry()
                 self._refuse(frame.seq, error)
@@ -121,7 +127,8 @@ class SessionActor(asyncio.Protocol):
                 self._carry()
                 self._refuse(frame.seq, InternalError())
                 return
-            if type(frame.message) is m.Hello:
+            if not self._greeted and self.session.role:
+                self._greeted = True
                 self._decoder.frame_bytes_max = self._listener.frame_bytes_max
         self._carry()
 
@@ -203,6 +210,14 @@ class SessionActor(asyncio.Protocol):
         self._transport.writelines(join([*buffers, *encode(error_of_protocol(error), seq)]))
         self._end()
 
+    def _turn_away(self, seq: int, error: AuthFailed) -> None:
+        """A proof has failed.  After too many of them from this address the answer is late, and nothing is read meanwhile."""
+        peer = self._transport.get_extra_info("peername")
+        if self._listener.has_failed_often(str(peer[0]) if isinstance(peer, tuple) else ""):
+            self._listener.loop.call_later(FAILURE_S, self._refuse, seq, error)
+        else:
+            self._refuse(seq, error)
+
     def _take_answers(self) -> tuple[list[Buffer], bool]:
         """What has gathered, as bytes, and whether it tells of a bug, after which the connection ends."""
         answers, self.session.answers = self.session.answers, []
@@ -237,7 +252,13 @@ class SessionActor(asyncio.Protocol):
             if now_s - self._since_s >= LINGER_S:
                 self._transport.abort()
         elif not self.session.role and now_s - self._since_s >= GREETING_S:
-            self._refuse(0, ProtocolError(f"no HELLO came within {GREETING_S:g} s"))
+            missing = "PROOF" if self.session.state is GREETED else "HELLO"
+            self._refuse(0, ProtocolError(f"no {missing} came within {GREETING_S:g} s"))
+
+    def revoked(self) -> None:
+        """The access token of this connection does not count any more."""
+        if not self._ended:
+            self._refuse(0, AuthFailed("the access token of this connection was revoked or changed"))
 
     def close(self) -> None:
         """Close after what was written has left; how long that may take is the listener's to say."""

@@ -5,18 +5,38 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from taskq.config import YES_OR_NO, Setting, settings_of
-from taskq.errors import StartError
+from taskq.errors import ConfigError, StartError
 from taskq.version import VERSION
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 FORMATS = """A DURATION is a number of seconds, or text such as 250ms, 30s, 1h30m, 7d. A SIZE is a number of bytes, or text such as 512KiB, 64MiB."""
+
+TOKEN_FILE_HELP = "File with the access token, for a broker that asks for one; a token on the command line could be read by everybody."
+TOKEN_BYTES_MAX = 4_096
+
+
+def token_from(file: str | None) -> str:
+    """The access token in this file, else that of TASKQ_TOKEN, else "".  ConfigError if it is none."""
+    from taskq.connection import token_or_environment
+
+    if not file:
+        return token_or_environment(None)
+    try:
+        with Path(file).open("rb") as opened:
+            text = opened.read(TOKEN_BYTES_MAX).decode("ascii", "replace")
+    except OSError as error:
+        raise ConfigError(f"token_file: {file} cannot be read: {error.strerror}", field="token_file") from None
+    if not text.strip():
+        raise ConfigError(f"token_file: {file} is empty; write into it what taskq token create has printed", field="token_file")
+    return token_or_environment(text, f"token_file: {file}")
 
 
 def settings_flags(table: type) -> Callable[[F], F]:

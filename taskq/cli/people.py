@@ -18,7 +18,8 @@ import click
 from taskq.cli.backup import backup
 from taskq.cli.dev import dev
 from taskq.cli.doctor import doctor
-from taskq.cli.flags import HELP
+from taskq.cli.flags import HELP, TOKEN_FILE_HELP, token_from
+from taskq.cli.token import token
 from taskq.core.messages import ENCODINGS
 from taskq.errors import BrokerUnavailable, StartError, TaskqError
 from taskq.version import VERSION
@@ -33,10 +34,25 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
 DEADLINE = "5s"
+# where the context of a command keeps the name of the file
+TOKEN_FILE = "taskq.token_file"
+
+
+def remember_token_file(context: click.Context, parameter: click.Parameter, file: str | None) -> None:
+    """Every command can be given a token, and none has to pass it on."""
+    if file:
+        context.meta[TOKEN_FILE] = file
+
+
+def takes_token(command: F) -> F:
+    text = f"{TOKEN_FILE_HELP} [default: TASKQ_TOKEN; TASKQ_TOKEN_FILE]"
+    named: Any = {"metavar": "PATH", "default": None, "envvar": "TASKQ_TOKEN_FILE", "expose_value": False}
+    return click.option("--token-file", callback=remember_token_file, help=text, **named)(command)
 
 
 @click.group(context_settings=HELP)
 @click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")
+@takes_token
 @click.version_option(VERSION, prog_name="taskq")
 @click.pass_context
 def main(context: click.Context, url: str | None) -> None:
@@ -49,10 +65,12 @@ def main(context: click.Context, url: str | None) -> None:
 main.add_command(dev)
 main.add_command(backup)
 main.add_command(doctor)
+main.add_command(token)
 
 
 def talks(command: F) -> F:
     """The options of every command that talks to a broker."""
+    command = takes_token(command)
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
     return click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")(command)
 
@@ -64,7 +82,7 @@ def connected(url: str | None) -> Iterator[Client]:
 
     context = click.get_current_context()
     try:
-        with Client(url or context.obj, deadline=DEADLINE) as client:
+        with Client(url or context.obj, token=token_from(context.meta.get(TOKEN_FILE)), deadline=DEADLINE) as client:
             yield client
     except BrokerUnavailable as error:
         _end(EXIT_UNAVAILABLE, error)

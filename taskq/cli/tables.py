@@ -41,6 +41,7 @@ WORKERS = (
     Column("queues", "queues"),
     Column("task types", "task_types"),
 )
+TOKENS = (Column("name", "name"), Column("scopes", "scopes"), Column("created", "created_ms"))
 ATTEMPTS = (
     Column("attempt", "number", number=True),
     Column("worker", "worker"),

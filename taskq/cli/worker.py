@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import attrs
 import click
 
-from taskq.cli.flags import FORMATS, HELP, settings_flags, start_errors
-from taskq.config import NAMES, TEXT, YES_OR_NO, choice, duration, integer, load, setting
+from taskq.cli.flags import FORMATS, HELP, TOKEN_FILE_HELP, settings_flags, start_errors, token_from
+from taskq.config import NAMES, PATH, TEXT, YES_OR_NO, choice, duration, integer, load, setting
 from taskq.worker.settings import WorkerConfig
 
 
@@ -26,10 +26,11 @@ class WorkerSettings:
     drain: float = setting(25.0, duration(0, 86_400), "How long running tasks may go on after SIGTERM; the rest is handed back.")
     name: str = setting("", TEXT, "The name in lists of workers.", empty="HOST:PID")
     reload: bool = setting(False, YES_OR_NO, "Start again when the app's code changes (for development; needs watchfiles).")
+    token_file: str | None = setting(None, PATH, TOKEN_FILE_HELP, empty="TASKQ_TOKEN")
 
     def config(self) -> WorkerConfig:
         fields = attrs.asdict(self)
-        return WorkerConfig(drain_s=fields.pop("drain"), **fields)
+        return WorkerConfig(drain_s=fields.pop("drain"), token=token_from(fields.pop("token_file")), **fields)
 
 
 @click.command(context_settings=HELP, epilog=FORMATS)

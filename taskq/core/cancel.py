@@ -7,6 +7,7 @@ from __future__ import annotations
 from struct import pack
 
 from taskq.core import messages as m
+from taskq.core.access import refusal
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad, Reply
 from taskq.core.enqueue import TASKS_MAX, Known, error_of
@@ -24,6 +25,8 @@ def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None
     if known is None and any(task_id not in book.tasks for task_id in ids):
         return [], FindLoad(tuple(ids), (), command)
     tasks = [book.tasks.get(task_id) or (known or {}).get(task_id) for task_id in ids]
+    if command.grant is not None and (refused := refusal(command.grant, command.message, [task.queue for task in tasks if task is not None])):
+        return [], error_of(refused)
     idle = {task.id: task for task in tasks if task is not None and task.state not in FINAL and task.state != RUNNING}
     running = {task.id: task for task in tasks if task is not None and task.state == RUNNING}
     for task in idle.values():

@@ -11,19 +11,23 @@ from typing import Any
 
 import attrs
 
+from taskq.core.access import Grant
 from taskq.core.task import Task
 
 
 @attrs.define
 class Command:
     """A message on its way to a shard.  `origin` names the connection that asked (0: nobody), `part` the piece of a request that was split over
-    several slots, `resent` the flag that it may have been sent before."""
+    several slots, `resent` the flag that it may have been sent before.  `session` is the worker's own, whose leases alone it may report on;
+    `grant` what its access token allows, None where none is asked for."""
 
     origin: int
     seq: int
     message: Any
     part: int = 0
     resent: bool = False
+    session: bytes = b""
+    grant: Grant | None = None
 
 
 @attrs.define

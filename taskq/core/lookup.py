@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskq.core import messages as m
+from taskq.core.access import READ, refusal
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
 from taskq.core.enqueue import Known, error_of
@@ -21,6 +22,8 @@ def decide_get(book: Book, command: Command, now_ms: int, known: Known | None) -
     task = task or (known or {}).get(message.id)
     if task is None:
         return [], error_of(NotFound(f"no task {message.id.hex()}: it never existed, or its retention has passed", field="id"))
+    if command.grant is not None and (refused := refusal(command.grant, message, (task.queue,))):
+        return [], error_of(refused)
     if message.wait_ms and task.state not in FINAL:
         book.wait(message.id, command, now_ms + min(message.wait_ms, WAIT_MS_MAX))
         return [], None
@@ -44,6 +47,8 @@ def decide_inspect(book: Book, command: Command, now_ms: int, known: Known | Non
     """The queues of this shard with the number of tasks in each state that is kept by count."""
     rows = []
     for queue in book.queues.values():
+        if command.grant is not None and not command.grant.allows(READ, queue.name):
+            continue
         row: dict[str, object] = {"queue": queue.name}
         row.update({name: queue.counts[state] for state, name in enumerate(STATES) if name not in ("completed", "cancelled", "expired")})
         row["workers"] = sum(queue.name in consumer.queues and bool(consumer.origin) for consumer in book.consumers.values())

@@ -45,7 +45,8 @@ DEFAULT_RETRY: tuple[int, float, int] = (2_000, 2.0, 3_600_000)
 
 @attrs.define
 class Hello:
-    """The first frame of a connection.  `role` is producer, worker or keeper; `client` holds name, host, pid, version and sdk.  Answer: Welcome."""
+    """The first frame of a connection.  `role` is producer, worker or keeper; `client` holds name, host, pid, version and sdk; `auth` the
+    client-first message of SCRAM-SHA-256, from who has an access token.  Answer: Welcome, or Challenge."""
 
     version: int
     role: str
@@ -54,8 +55,23 @@ class Hello:
 
 
 @attrs.define
+class Challenge:
+    """Answers the Hello of a client that has to prove an access token: the server-first message of SCRAM-SHA-256.  Answer: Proof."""
+
+    challenge: bytes
+
+
+@attrs.define
+class Proof:
+    """The client-final message of SCRAM-SHA-256.  Answer: Welcome, or AUTH_FAILED."""
+
+    proof: bytes
+
+
+@attrs.define
 class Welcome:
-    """`session` (16 bytes) and `secret` (32 bytes) allow a later Resume and the keeper's Keepalive; `now_ms` is the broker's clock for ids."""
+    """`session` (16 bytes) and `secret` (32 bytes) allow a later Resume and the keeper's Keepalive; `now_ms` is the broker's clock for ids.
+    `auth`: the broker's own signature (32 bytes), if it answers a Proof."""
 
     session: bytes
     secret: bytes
@@ -65,6 +81,7 @@ class Welcome:
     lease_ms: int
     limits: dict[str, Any] = attrs.field(factory=dict)
     partitions: dict[str, Any] = attrs.field(factory=dict)
+    auth: bytes = b""
 
 
 @attrs.define

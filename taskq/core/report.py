@@ -1,4 +1,5 @@
-"""Reports of a worker on its runs: ack, fail, release.  Only the current token counts; any other changes nothing and is told LEASE_LOST.
+"""Reports of a worker on its runs: ack, fail, release.  Only the current token counts, and only from the session that it was given to; anything
+else changes nothing and is told LEASE_LOST.
 
 The worker says what happened, the policy of the task decides what comes next.  No clock decides about a report.
 """
@@ -27,6 +28,7 @@ BROUGHT: dict[type, frozenset[int]] = {
     m.Fail: frozenset({FAILED, CANCELLED}),
     m.Release: frozenset({CANCELLED}),
 }
+NO_LEASES: dict[int, Task] = {}
 # what a run that ended without a result is counted as
 COUNTERS = {"failed": "attempts", "crashed": "crashes", "interrupted": "interruptions"}
 
@@ -146,20 +148,21 @@ def _too_large(message: m.Ack, payload_bytes_max: int) -> Answer | None:
 
 
 def _check_tokens(book: Book, command: Command, known: Known | None) -> tuple[list[tuple[int, Task]], bytearray] | FindLoad:
-    """The tasks whose token is current, with their index, and the outcome of each.  A report that is sent again finds its own final state."""
+    """The tasks whose token is current and this session's own, with their index, and the outcome of each.  A report that is sent again finds its
+    own final state."""
     message = command.message
     ids = split(message.ids, ID_BYTES)
     if command.resent and known is None and any(task_id not in book.tasks for task_id in ids):
         return FindLoad(tuple(ids), (), command)
     outcomes = bytearray(len(ids))
     good: list[tuple[int, Task]] = []
-    get = book.tasks.get
+    get, lease = book.tasks.get, book.held.get(command.session, NO_LEASES).get
     for at, (task_id, token) in enumerate(zip(ids, book.unpack_tokens(message.tokens, len(ids)), strict=True)):
-        task = get(task_id)
-        if task is not None and task.token == token and token:
+        task = lease(token)
+        if task is not None and task.id == task_id:
             good.append((at, task))
             continue
-        task = task or (known.get(task_id) if known else None)
+        task = get(task_id) or (known.get(task_id) if known else None)
         done_before = command.resent and task is not None and task.state in BROUGHT[type(message)] and task.last_token == token != 0
         outcomes[at] = m.REPORT_OK if done_before else m.REPORT_LEASE_LOST
     return good, outcomes

@@ -1,7 +1,11 @@
 """A session: what one connection may say, in which order, and what becomes of it.
 
-Pure: frames and the time in, commands for shards and answers out.  New → Ready → Closing.  The order within a session is never changed.  A
-request is answered once; a refusal is an Error with its seq.  What breaks the protocol is raised as ProtocolError, and the shell closes.
+Pure: frames and the time in, commands for shards and answers out.  The order within a session is never changed.  A request is answered once; a
+refusal is an Error with its seq.  What breaks the protocol is raised as ProtocolError, and the shell closes.
+
+    New ── Hello ──► Ready ──► Closing            New ── Hello ──► Greeted ── Proof ──► Ready ──► Closing       where a token is asked for
+
+`FIRST` says which frame each state before Ready waits for; any other ends the connection.  Before Ready there is no role and no grant.
 """
 
 from __future__ import annotations
@@ -14,16 +18,38 @@ from typing import Any
 
 import attrs
 
+from taskq.core import access
 from taskq.core import effects as fx
 from taskq.core import messages as m
+from taskq.core.access import Grant
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.enqueue import NAME, NAME_RULE, error_of
+from taskq.core.gate import Gate
 from taskq.core.ring import Gather, Ring
-from taskq.errors import Answer, BadRequest, Draining, Forbidden, NotFound, OutOfOrder, ProtocolError, TaskqError, UnknownKind, VersionUnsupported
+from taskq.core.scram import NONCE_BYTES, Exchange
+from taskq.errors import (
+    Answer,
+    AuthRequired,
+    BadRequest,
+    Draining,
+    Forbidden,
+    NotFound,
+    OutOfOrder,
+    ProtocolError,
+    TaskqError,
+    UnknownKind,
+    VersionUnsupported,
+)
 from taskq.ids import TOKEN_BYTES, split
 
 VERSION = 1
 ROLES = ("producer", "worker", "keeper")
+NEW, GREETED, READY, CLOSING = "new", "greeted", "ready", "closing"
+# state before Ready → the only frame that may come, as it is called in the refusal of any other
+FIRST: dict[str, tuple[type, str]] = {
+    NEW: (m.Hello, "the first frame must be HELLO"),
+    GREETED: (m.Proof, "a CHALLENGE must be answered with PROOF"),
+}
 NAMES_MAX = 10_000
 ROWS_MAX = 10_000
 CLIENT_FIELDS_MAX = 16
@@ -44,7 +70,7 @@ class Terms:
 
 @attrs.define(eq=False)
 class House:
-    """What all sessions of a broker share.  `held`: of each shard, the leases by session."""
+    """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `gate`: who checks access tokens, None if nobody does."""
 
     ring: Ring
     terms: Terms
@@ -53,6 +79,7 @@ class House:
     describe: Callable[[], dict[str, Any]]
     held: Sequence[Mapping[bytes, Sized]] = ()
     draining: bool = False
+    gate: Gate | None = None
 
     def secret(self, session: bytes) -> bytes:
         """Proof that the holder was given this session: HMAC-SHA256 with a key that is kept in the data folder."""
@@ -67,11 +94,11 @@ class Requests:
         self.ring = ring
         self.open: dict[int, Gather | None] = {}
 
-    def ask(self, seq: int, message: Any, resent: bool = False) -> list[tuple[int, fx.Command]]:
+    def ask(self, seq: int, message: Any, resent: bool = False, session: bytes = b"", grant: Grant | None = None) -> list[tuple[int, fx.Command]]:
         """The commands for the shards."""
         pieces = self.ring.split(message)
         self.open[seq] = Gather(pieces) if len(pieces) > 1 else None
-        return [(shard, fx.Command(self.origin, seq, piece, part, resent)) for part, (shard, piece, _) in enumerate(pieces)]
+        return [(shard, fx.Command(self.origin, seq, piece, part, resent, session, grant)) for part, (shard, piece, _) in enumerate(pieces)]
 
     def answered(self, seq: int, part: int, answer: Any) -> Any:
         """The whole answer to the request, or None while pieces are missing."""
@@ -83,41 +110,57 @@ class Requests:
 
 
 class Session:
-    """One connection.  `commands` and `answers` are what the last call left to be taken; `closing` says that the connection ends after them."""
+    """One connection.  `commands` and `answers` are what the last call left to be taken; `closing` says that the connection ends after them.
+    `grant`: what its access token allows, None where no token is asked for."""
 
     def __init__(self, origin: int, house: House) -> None:
         self.origin = origin
         self.house = house
         self.requests = Requests(origin, house.ring)
+        self.state = NEW
         self.role = ""
+        self.grant: Grant | None = None
         self.client: dict[str, Any] = {}
         self.consumer: Consumer | None = None
         self.commands: list[tuple[int, fx.Command]] = []
         self.answers: list[tuple[int, Any]] = []
         self.evicted: list[int] = []
-        self.closing = False
+        self._hello = m.Hello(VERSION, "")
+        self._exchange: Exchange | None = None
         self._resumes = False
         self._resuming: dict[int, tuple[Consumer, m.Resume]] = {}
         self._beating: dict[int, m.Heartbeat] = {}
 
+    @property
+    def closing(self) -> bool:
+        return self.state is CLOSING
+
     def receive(self, seq: int, resent: bool, message: Any, now_ms: int) -> None:
         """One frame from the peer.  Raises ProtocolError."""
+        if self.state is not READY:
+            self._check_order(message)
         rule = RULES.get(type(message))
         if rule is None:
             self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {message!r} is unknown to this broker"))))
             return
         roles, handle = rule
-        if not self.role and type(message) is not m.Hello:
-            raise OutOfOrder("the first frame must be HELLO")
         if self.role and self.role not in roles:
             self._answer(seq, Forbidden(f"a {self.role} session may not send {type(message).__name__.upper()}; open one with another role"))
             return
         if seq and seq in self.requests.open:
             raise OutOfOrder(f"seq {seq} is in use by a request that is not answered yet")
         try:
+            if self.grant is not None:
+                access.check(self.grant, message)
             handle(self, seq, message, now_ms, resent)
         except Answer as answer:
             self._answer(seq, answer)
+
+    def _check_order(self, message: Any) -> None:
+        expected, otherwise = FIRST.get(self.state, (None, "the connection is closing"))
+        if type(message) is not expected:
+            self.state = CLOSING
+            raise OutOfOrder(otherwise)
 
     def _answer(self, seq: int, answer: Answer) -> None:
         self.answers.append((seq, error_of(answer)))
@@ -145,7 +188,7 @@ class Session:
     # ---- session frames ------------------------------------------------------------------------------------------------------------
 
     def on_hello(self, seq: int, hello: m.Hello, now_ms: int, resent: bool) -> None:
-        if self.role:
+        if self.state is READY:
             raise OutOfOrder("HELLO was sent before")
         if hello.version != VERSION:
             raise VersionUnsupported(f"version {hello.version} is not supported; this broker speaks version {VERSION}")
@@ -153,13 +196,35 @@ class Session:
             raise ProtocolError(f"role {hello.role!r} is unknown; use producer, worker or keeper", field="role")
         if len(hello.client) > CLIENT_FIELDS_MAX or any(len(str(value)) > CLIENT_CHARS_MAX for value in hello.client.values()):
             raise ProtocolError(f"client: at most {CLIENT_FIELDS_MAX} fields of {CLIENT_CHARS_MAX} characters", field="client")
-        self.role, self.client = hello.role, hello.client
+        self._hello = hello
+        gate = self.house.gate
+        if gate is None:
+            self._welcome(seq, now_ms)
+        elif not hello.auth:
+            self.state = CLOSING
+            raise AuthRequired()
+        else:
+            self._exchange = gate.begin(hello.auth, self.house.rng.randbytes(NONCE_BYTES))
+            self.state = GREETED
+            self.answers.append((seq, m.Challenge(self._exchange.challenge)))
+
+    def on_proof(self, seq: int, proof: m.Proof, now_ms: int, resent: bool) -> None:
+        gate, exchange, self._exchange = self.house.gate, self._exchange, None
+        if gate is None or exchange is None:
+            raise OutOfOrder("PROOF answers a CHALLENGE, and there is none")
+        self.state = CLOSING
+        self.grant, signature = gate.end(exchange, proof.proof)
+        self._welcome(seq, now_ms, signature)
+
+    def _welcome(self, seq: int, now_ms: int, signature: bytes = b"") -> None:
+        hello, terms = self._hello, self.house.terms
+        self.state, self.role, self.client = READY, hello.role, hello.client
         session = self.house.rng.randbytes(16)
-        terms = self.house.terms
         if hello.role == "worker":
             name = str(hello.client.get("name") or session.hex()[:8])
             self._open_consumer(Consumer(session, name, now_ms + terms.lease_ms, hello.client, connected_ms=now_ms, heard_ms=now_ms))
-        welcome = m.Welcome(session, self.house.secret(session), now_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits)
+        secret = self.house.secret(session)
+        welcome = m.Welcome(session, secret, now_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits, auth=signature)
         self.answers.append((seq, welcome))
 
     def _open_consumer(self, consumer: Consumer) -> None:
@@ -185,7 +250,7 @@ class Session:
             self.evicted.append(consumer.origin)
         if own is not consumer:
             self.house.consumers.pop(own.session, None)
-        consumer.origin = 0
+        consumer.origin, consumer.queues = 0, ()
         consumer.deadline_ms = max(consumer.deadline_ms, now_ms + self.house.terms.lease_ms)
         self.consumer = consumer
         self._resuming[seq] = (consumer, resume)
@@ -235,7 +300,7 @@ class Session:
         self._ask(seq, fx.Over(died.session, died.cause[:CLIENT_CHARS_MAX]), False)
 
     def on_bye(self, seq: int, bye: m.Bye, now_ms: int, resent: bool) -> None:
-        self.closing = True
+        self.state = CLOSING
         if self.consumer is None:
             self.answers.append((seq, m.Ok()))
             return
@@ -247,7 +312,8 @@ class Session:
     def _ask(self, seq: int, message: Any, resent: bool) -> None:
         if seq == 0:
             raise OutOfOrder("a request needs a seq from 1 up")
-        self.commands += self.requests.ask(seq, message, resent)
+        session = self.consumer.session if self.consumer is not None else b""
+        self.commands += self.requests.ask(seq, message, resent, session, self.grant)
 
     def on_request(self, seq: int, message: Any, now_ms: int, resent: bool) -> None:
         self._ask(seq, message, resent)
@@ -293,17 +359,25 @@ class Session:
         if inspect.what == "queues":
             self._ask(seq, inspect, False)
         else:
-            self.answers.append((seq, inspected(self.house, inspect.what, now_ms)))
+            self.answers.append((seq, inspected(self.house, inspect.what, now_ms, self.grant)))
 
 
-def inspected(house: House, what: str, now_ms: int) -> m.Inspected | m.Error:
+def inspected(house: House, what: str, now_ms: int, grant: Grant | None = None) -> m.Inspected | m.Error:
     """What can be told without asking the shards."""
     if what == "workers":
-        connected = islice((consumer for consumer in house.consumers.values() if consumer.origin), ROWS_MAX)
+        seen = (consumer for consumer in house.consumers.values() if consumer.origin and (grant is None or _may_see(grant, consumer)))
+        connected = islice(seen, ROWS_MAX)
         return m.Inspected([_worker(house, consumer, now_ms) for consumer in connected])
     if what == "broker":
         return m.Inspected([house.describe()])
     return error_of(BadRequest(f"what: {what[:40]!r} is unknown; use queues, workers or broker", field="what"))
+
+
+def _may_see(grant: Grant, consumer: Consumer) -> bool:
+    """A worker is shown to who may read all that it works on."""
+    if not consumer.queues:
+        return grant.allows_everywhere(access.READ)
+    return all(grant.allows(access.READ, queue) for queue in consumer.queues)
 
 
 def _worker(house: House, consumer: Consumer, now_ms: int) -> dict[str, Any]:
@@ -335,6 +409,7 @@ KEEPER = frozenset({"keeper", "worker"})
 # which roles may send a frame, and what it does
 RULES: dict[type, tuple[frozenset[str], Handler]] = {
     m.Hello: (ANY, Session.on_hello),
+    m.Proof: (ANY, Session.on_proof),
     m.Resume: (WORKER, Session.on_resume),
     m.Heartbeat: (ANY, Session.on_heartbeat),
     m.Keepalive: (KEEPER, Session.on_keepalive),

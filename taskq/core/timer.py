@@ -61,7 +61,7 @@ def _end_wait(book: Book, command: fx.Command, now_ms: int) -> None:
     book.waiters[task_id] = [other for other in book.waiters[task_id] if other is not command]
     if not book.waiters[task_id]:
         del book.waiters[task_id]
-    again = fx.Command(command.origin, command.seq, m.Get(task_id), command.part)
+    again = fx.Command(command.origin, command.seq, m.Get(task_id), command.part, False, command.session, command.grant)
     book.answer(again, decide_get(book, again, now_ms, None)[1])
 
 

@@ -83,6 +83,12 @@ class WrongHost(Answer):
     code = "WRONG_HOST"
 
 
+class TlsRequired(Answer):
+    """An access token is taken only over TLS, or from the broker's own machine; this connection is neither, so call it with https."""
+
+    code = "TLS_REQUIRED"
+
+
 class Unready(Answer):
     """The broker is not ready."""
 
@@ -92,6 +98,9 @@ class Unready(Answer):
 
 STATUS: dict[str, int] = {
     "BAD_REQUEST": 400,
+    "AUTH_REQUIRED": 401,
+    "AUTH_FAILED": 401,
+    "TLS_REQUIRED": 403,
     "FORBIDDEN": 403,
     "NOT_FOUND": 404,
     "PATH_NOT_FOUND": 404,
@@ -122,6 +131,8 @@ STATUS: dict[str, int] = {
 
 # the same request can succeed later: Retry-After says when
 LATER = frozenset({429, 503})
+# how a 401 says what it wants, by RFC 6750
+CHALLENGES = {"AUTH_REQUIRED": 'Bearer realm="taskq"', "AUTH_FAILED": 'Bearer realm="taskq", error="invalid_token"'}
 
 
 @attrs.define
@@ -153,6 +164,8 @@ def error_response(error: TaskqError | Error) -> Response:
     headers: list[tuple[str, str]] = []
     if status in LATER:
         headers.append(("Retry-After", str(max(1, math.ceil(error.retry_after_ms / 1000)))))
+    if error.code in CHALLENGES:
+        headers.append(("WWW-Authenticate", CHALLENGES[error.code]))
     if isinstance(error, MethodNotAllowed):
         headers.append(("Allow", error.allow))
     return Response(status, msgspec.json.encode({"error": error_body(error)}), tuple(headers))

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import attrs
 import httptools
 
-from taskq.errors import Answer, BadRequest, PayloadTooLarge
+from taskq.core.access import Grant
+from taskq.errors import Answer, AuthFailed, AuthRequired, BadRequest, PayloadTooLarge, TaskqError
 from taskq.gateway.answers import (
     ExpectationFailed,
     HeadersTooLarge,
@@ -54,7 +56,7 @@ class HttpLimits:
 
 @attrs.define
 class Request:
-    """One whole request; `path` is as sent, without the query."""
+    """One whole request; `path` is as sent, without the query.  `grant`: what its access token allows, None where no token is asked for."""
 
     method: str
     path: str
@@ -63,6 +65,7 @@ class Request:
     body: bytes | bytearray = b""
     keep_alive: bool = True
     version: str = "1.1"
+    grant: Grant | None = None
 
 
 @attrs.frozen
@@ -72,22 +75,26 @@ class Interim:
     data: bytes = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-Event: TypeAlias = "Request | Interim | Answer"
+Event: TypeAlias = "Request | Interim | TaskqError"
+# path and Authorization header of a request, as soon as its head is known → what it may do; raises what it is refused with
+Admit: TypeAlias = Callable[[str, bytes], Grant | None]
+REFUSALS = (Answer, AuthRequired, AuthFailed)
 
 # the headers that matter here; none of them may come twice
-SINGLE = frozenset({b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"expect"})
+SINGLE = frozenset({b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"expect", b"authorization"})
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
 class Receiver:
     """The receiving side of one connection.  `started`: a request has begun and is not complete.  `in_body`: its head is complete.
-    `ended`: no further request will be read."""
+    `ended`: no further request will be read.  `admit` is asked before anything of a body is kept; None: everybody may come in."""
 
-    def __init__(self, limits: HttpLimits) -> None:
+    def __init__(self, limits: HttpLimits, admit: Admit | None = None) -> None:
         self.started = False
         self.in_body = False
         self.ended = False
         self._limits = limits
+        self._admit = admit
         self._known_host = b""
         self._events: list[Event] = []
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -112,7 +119,7 @@ class Receiver:
                 self._count_unseen(len(data))
         except httptools.HttpParserUpgrade:
             self._end_after_upgrade()
-        except (httptools.HttpParserError, Answer) as error:
+        except (httptools.HttpParserError, *REFUSALS) as error:
             self._refuse(error)
         return events
 
@@ -143,7 +150,7 @@ class Receiver:
             return
         self.ended = True
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-        if isinstance(cause, Answer):
+        if isinstance(cause, REFUSALS):
             self._events.append(cause)
         elif isinstance(cause, httptools.HttpParserError):
             self._events.append(BadRequest(f"not a valid HTTP/1.1 request: {cause}"))
@@ -182,11 +189,13 @@ class Receiver:
             raise HttpVersionUnsupported()
         path, query, authority = _target(self._url)
         self._check_host(authority or head.get(b"host", b""), b"host" in head)
+        grant = None if self._admit is None else self._admit(path, head.get(b"authorization", b""))
         if len(head) > 1:
             self._check_coding(head, version)
             self._check_length(head)
         content_type = head.get(b"content-type", b"").decode("latin-1")
-        self._request = Request(self._parser.get_method().decode(), path, query, content_type, b"", self._parser.should_keep_alive(), version)
+        keep_alive = self._parser.should_keep_alive()
+        self._request = Request(self._parser.get_method().decode(), path, query, content_type, b"", keep_alive, version, grant)
         if b"expect" in head:
             self._meet(head[b"expect"], version)
 

@@ -162,4 +162,6 @@ def document() -> bytes:
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     about = {"title": "taskq", "version": VERSION, "summary": "Enqueue, watch and cancel tasks."}
-    return msgspec.json.encode({"openapi": "3.1.0", "info": about, "paths": paths, "components": {"schemas": _schemas()}})
+    token = {"type": "http", "scheme": "bearer", "description": "An access token, for a broker that asks for one."}
+    components = {"schemas": _schemas(), "securitySchemes": {"token": token}}
+    return msgspec.json.encode({"openapi": "3.1.0", "info": about, "paths": paths, "components": components, "security": [{}, {"token": []}]})

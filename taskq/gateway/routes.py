@@ -81,7 +81,8 @@ class Query:
 
 @attrs.frozen
 class Route:
-    """One method on one path.  `answers`: status → name of the schema of the body; `errors`: the codes that it may be refused with."""
+    """One method on one path.  `answers`: status → name of the schema of the body; `errors`: the codes that it may be refused with.  `is_open`:
+    it is for everybody, also where a token is asked for; it says nothing of tasks."""
 
     method: str
     path: str
@@ -91,6 +92,7 @@ class Route:
     errors: tuple[str, ...] = ()
     query: dict[str, Query] = attrs.field(factory=dict)
     body: str = ""
+    is_open: bool = False
 
 
 def _find(path: str) -> tuple[dict[str, Route], str]:
@@ -334,9 +336,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/queues", build_inspect("queues"), "The queues and their tasks by state.", {200: "Queues"}),
     Route("GET", "/v1/workers", build_inspect("workers"), "The connected workers.", {200: "Workers"}),
-    Route("GET", "/healthz", build_healthz, "Whether the process answers.", {200: "Health"}),
-    Route("GET", "/readyz", build_readyz, "Whether the broker takes work.", {200: "Health"}, ("NOT_READY",)),
-    Route("GET", "/openapi.json", build_openapi, "This document.", {200: "Document"}),
+    Route("GET", "/healthz", build_healthz, "Whether the process answers.", {200: "Health"}, is_open=True),
+    Route("GET", "/readyz", build_readyz, "Whether the broker takes work.", {200: "Health"}, ("NOT_READY",), is_open=True),
+    Route("GET", "/openapi.json", build_openapi, "This document.", {200: "Document"}, is_open=True),
 )
 
 
@@ -348,3 +350,4 @@ def _by_path(routes: Sequence[Route]) -> dict[str, dict[str, Route]]:
 
 
 BY_PATH = _by_path(ROUTES)
+OPEN_PATHS = frozenset(route.path for route in ROUTES if route.is_open)

@@ -28,6 +28,8 @@ KINDS: dict[int, type] = {
     0x000A: m.Error,
     0x000B: m.Goaway,
     0x000C: m.Bye,
+    0x000D: m.Challenge,
+    0x000E: m.Proof,
     0x0100: m.Enqueue,
     0x0101: m.Enqueued,
     0x0102: m.Consume,

@@ -2,14 +2,17 @@
 
 PURE: time (monotonic milliseconds) is an argument, frames go out through `take()`, what happened comes back as a list of events.
 
-    transport up → opened() → Hello → Welcome ─► Ready                      a new session
-                                          └► Resume → Resumed ─► Ready      a worker that had one; refused: a new session, all leases lost
+    transport up → opened() → Hello → [Challenge → Proof →] Welcome ─► Ready                      a new session
+                                                                └► Resume → Resumed ─► Ready      a worker that had one; refused: a new
+                                                                                                  session, all leases lost
 
 Rules:
 - Each request gets one event, Answered or Refused, also when connections break: it is sent again with the flag RESENT until its deadline.
 - A *lane* bounds how many requests of its kind are in flight; the others wait their turn, in order.
 - A retryable refusal (OVERLOADED, DRAINING) is sent again after the time that the broker names, if the deadline allows.
 - A connection that the broker ends as our mistake counts against everything in flight; the third time the request is refused with that error.
+- With a prover each greeting proves the access token, if the broker asks, and then the broker has to prove that it knows it as well.  A broker
+  that does not ask is taken as it is: which broker it is, TLS proves.
 - A token is held from its Deliver until its report is answered, so a Resume lists it and the report that follows finds it current.
 
 What it must not know: sockets, clocks, task functions, what the messages of its owner mean.
@@ -25,10 +28,11 @@ import attrs
 
 from taskq import ids
 from taskq.core import messages as m
-from taskq.errors import BrokerUnavailable, OutOfOrder, TaskqError, from_wire
+from taskq.core.scram import Prover
+from taskq.errors import AuthFailed, BrokerUnavailable, OutOfOrder, TaskqError, from_wire
 from taskq.protocol.frames import RESENT, Frame
 
-CLOSED, GREETING, RESUMING, READY = "closed", "greeting", "resuming", "ready"
+CLOSED, GREETING, PROVING, RESUMING, READY = "closed", "greeting", "proving", "resuming", "ready"
 ENQUEUES_MAX = 256
 REQUESTS_MAX = 4_096
 STRIKES_MAX = 3
@@ -112,8 +116,9 @@ class Link:
     """See the module.  `received`: deliveries read since the session began.  `held`: tokens of tasks that are this side's to finish.  `reason`:
     why there is no transport, or why the last one ended."""
 
-    def __init__(self, hello: m.Hello, *, enqueues_max: int = ENQUEUES_MAX, requests_max: int = REQUESTS_MAX) -> None:
+    def __init__(self, hello: m.Hello, *, prover: Prover | None = None, enqueues_max: int = ENQUEUES_MAX, requests_max: int = REQUESTS_MAX) -> None:
         self.hello = hello
+        self._prover = prover
         self.state = CLOSED
         self.welcome: m.Welcome | None = None
         self.session = b""
@@ -144,7 +149,7 @@ class Link:
         self._out = []
         self._heard_ms = now_ms
         self._wake(now_ms + GREETING_MS)
-        self._emit(self.hello)
+        self._emit(self.hello if self._prover is None else attrs.evolve(self.hello, auth=self._prover.first()))
 
     def lost(self, reason: str = "the connection was closed") -> list[Event]:
         """The transport is gone, or could not be made: what was in flight waits for the next one, ahead of what never was."""
@@ -232,7 +237,7 @@ class Link:
     def receive(self, frame: Frame, now_ms: int) -> list[Event]:
         """One frame of the broker.  Raises ProtocolError when it may not come now: drop the transport."""
         self._heard_ms = now_ms
-        if type(frame.message) is m.Error and (frame.seq == 0 or self.state is GREETING):
+        if type(frame.message) is m.Error and (frame.seq == 0 or self.state in (GREETING, PROVING)):
             return self._closing(frame.message)
         if self.state is not READY:
             return self._greeted(frame, now_ms)
@@ -242,16 +247,20 @@ class Link:
         error = from_wire(message.code, message.message, message.field, message.retry_after_ms)
         if not message.retryable:
             self._fault = error
-        return [Closed(error, greeting=self.state is GREETING)]
+        return [Closed(error, greeting=self.state in (GREETING, PROVING))]
 
     def _greeted(self, frame: Frame, now_ms: int) -> list[Event]:
         message = frame.message
         match self.state, message:
-            case "greeting", m.Welcome() if self.session and self.hello.role == "worker":
+            case "greeting", m.Challenge() if self._prover is not None:
+                return self._prove(self._prover, message)
+            case "proving", m.Welcome() if self._prover is not None and not self._prover.confirms(message.auth):
+                return [Closed(AuthFailed("what answers there does not know the access token, so it is not the broker that it is for"), True)]
+            case "greeting" | "proving", m.Welcome() if self.session and self.hello.role == "worker":
                 self._greeting, self.state = message, RESUMING
                 self._emit(m.Resume(self.session, self.secret, self.received, b"".join(self.held)))
                 return []
-            case "greeting", m.Welcome():
+            case "greeting" | "proving", m.Welcome():
                 return self._begin(message, now_ms)
             case "resuming", m.Resumed():
                 return self._resumed(message, now_ms)
@@ -260,6 +269,15 @@ class Link:
             case _, m.Goaway():
                 return [Pushed(message)]
         raise OutOfOrder(f"{type(message).__name__} may not come while {self.state}")
+
+    def _prove(self, prover: Prover, message: m.Challenge) -> list[Event]:
+        try:
+            proof = m.Proof(prover.final(message.challenge))
+        except AuthFailed as error:
+            return [Closed(error, greeting=True)]
+        self.state = PROVING
+        self._emit(proof)
+        return []
 
     def _welcomed(self) -> m.Welcome:
         assert self._greeting is not None

@@ -132,7 +132,7 @@ class Keeper:
         self._channel = self._connect()
 
     def _connect(self) -> Channel:
-        channel = Channel(self._address, hello("keeper", self._config.name), self._on_event)
+        channel = Channel(self._address, hello("keeper", self._config.name), self._on_event, token=self._config.token)
         channel.start()
         return channel
 
@@ -208,7 +208,12 @@ class Keeper:
         with theirs:
             start = {"config": self._config.dump(), "pipe_fd": theirs.fileno(), "page_fd": page.fd, "keeper_pid": os.getpid()}
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "taskq.worker.launch", json.dumps(start), pass_fds=[theirs.fileno(), page.fd]
+                sys.executable,
+                "-m",
+                "taskq.worker.launch",
+                json.dumps(start),
+                pass_fds=[theirs.fileno(), page.fd],
+                env={**os.environ, "TASKQ_TOKEN": self._config.token},
             )
         line = RunnerLine(self._told)
         self._child = child = Child(process, line, page, monotonic())

@@ -105,7 +105,7 @@ def main() -> NoReturn:
     for fd in (start.pipe_fd, start.page_fd):
         os.set_inheritable(fd, False)
     log_to_stderr()
-    config = WorkerConfig.load(start.config)
+    config = attrs.evolve(WorkerConfig.load(start.config), token=os.environ.get("TASKQ_TOKEN", ""))
     pipe = socket.socket(fileno=start.pipe_fd)
     os.environ.setdefault("TASKQ_URL", config.connect)  # what tasks enqueue goes to the broker that they came from
     app = _load(config, pipe)

@@ -23,7 +23,7 @@ from taskq.connection import Address, Channel, hello
 from taskq.core import messages as m
 from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
-from taskq.errors import BrokerUnavailable, TaskqError, VersionUnsupported
+from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError, VersionUnsupported
 from taskq.protocol.link import CLOSED, READY, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
@@ -65,7 +65,7 @@ class Runner:
         self._code = 0
         self._changed = asyncio.Event()
         self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed)
-        self._channel = Channel(Address.parse(config.connect), hello("worker", config.name), self._on_event)
+        self._channel = Channel(Address.parse(config.connect), hello("worker", config.name), self._on_event, token=config.token)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news
         self._guard = StallGuard(self._channel, self._bench.put)
         self._events: dict[type, Callable[[Any], None]] = {
@@ -221,7 +221,11 @@ class Runner:
             self._link.held.pop(token, None)
 
     def _closed(self, event: Closed) -> None:
-        log.warning("the broker ended the connection: %s", event.error)
+        """A worker that never got in will not get in the next time either; one that did waits for whoever has taken its token away."""
+        if event.greeting and isinstance(event.error, (AuthRequired, AuthFailed)) and not self._link.session:
+            self._fatal(f"the broker does not let the worker in: {event.error}")
+        else:
+            log.warning("the broker ended the connection: %s", event.error)
 
     def _ignore(self, event: Event) -> None:
         """Stale: the channel drops the transport by itself."""

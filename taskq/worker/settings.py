@@ -25,7 +25,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 @attrs.frozen
 class WorkerConfig:
     """`app` is `module` or `module:attribute`.  No `queues`: `default` and those of the app's tasks.  `pool` is auto, async, thread or process:
-    where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish."""
+    where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish.  `token`: the access token,
+    which goes to the runner through its environment, as everybody can read the command line of a process."""
 
     connect: str
     app: str | None = None
@@ -35,9 +36,10 @@ class WorkerConfig:
     drain_s: float = 25.0
     reload: bool = False
     name: str = ""
+    token: str = attrs.field(default="", repr=False)
 
     def dump(self) -> str:
-        return json.dumps(attrs.asdict(self))
+        return json.dumps(attrs.asdict(attrs.evolve(self, token="")))
 
     @classmethod
     def load(cls, text: str) -> WorkerConfig:

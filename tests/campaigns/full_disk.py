@@ -32,9 +32,9 @@ import attrs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from campaigns import ledger
 from programs import IN_CODE, READY, Program, environment
 
+from campaigns import ledger
 from taskq import AsyncClient, TaskqError
 from taskq.client import EnqueueError
 from taskq.errors import BrokerUnavailable, DiskLow, NotFound

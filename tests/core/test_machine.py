@@ -229,11 +229,14 @@ class ShardMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.connected and any(worker.jobs for worker in self.workers))
     @rule(data=st.data(), what=st.sampled_from(["ack", "ack", "fail", "discard", "after", "release", "snooze"]), resent=st.booleans())
     def reports(self, data: Any, what: str, resent: bool) -> None:
-        """Any worker reports on anything that was ever delivered to anybody."""
+        """Any worker reports on anything that was ever delivered to anybody; only what is its own counts."""
         worker = self._pick(data, self.connected)
         jobs = [job for each in self.workers for job in each.jobs]
         chosen = {job.token: job for job in (self._pick(data, jobs) for _ in range(data.draw(st.integers(1, 3))))}
-        current = [self.model.tasks[job.id].token == int.from_bytes(job.token, "big") for job in chosen.values()]
+        current = [
+            self.model.tasks[job.id].token == int.from_bytes(job.token, "big") and self.world.task(job.id).session == worker.identity
+            for job in chosen.values()
+        ]
         before = {job.id: row_of(self.world.task(job.id)) for job in chosen.values()}
         told = worker.ask(_report(what, list(chosen.values())), resent=resent)
         for each in self.workers:

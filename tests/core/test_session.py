@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ from small_world import GRACE_MS, LEASE_MS, NOW_MS, PASS_MS, Peer, Worker, World
 
 from taskq.core import messages as m
 from taskq.core import session as module
+from taskq.core.gate import AccessToken, Gate, grant_of, text_of
+from taskq.core.scram import Prover
 from taskq.core.session import CLIENT_CHARS_MAX, CLIENT_FIELDS_MAX, NAMES_MAX, Session
 from taskq.core.task import PENDING, RUNNING
-from taskq.errors import OutOfOrder, ProtocolError, VersionUnsupported
+from taskq.errors import AuthFailed, AuthRequired, OutOfOrder, ProtocolError, VersionUnsupported
+from taskq.protocol.frames import Unknown
 
 
 def greeted(world: World, role: str) -> Session:
@@ -56,6 +60,139 @@ def test_another_version_is_refused(world: World) -> None:
 def test_a_greeting_that_breaks_the_rules_closes(world: World, hello: m.Hello) -> None:
     with pytest.raises(ProtocolError):
         Session(99, world.house).receive(1, False, hello, NOW_MS)
+
+
+# ---- access tokens -----------------------------------------------------------------------------------------------------------------------
+
+TOKEN = text_of("mailer", bytes(range(32)))
+KEPT = AccessToken.of(grant_of("mailer", ("produce", "read")), TOKEN, bytes(16), NOW_MS)
+
+
+@pytest.fixture
+def guarded(world: World) -> World:
+    """The same world, where a token is asked for."""
+    tokens = {"mailer": KEPT}
+    world.house.gate = Gate(lambda: tokens, b"key")
+    return world
+
+
+def prover() -> Prover:
+    return Prover("mailer", TOKEN, bytes)
+
+
+def challenged(world: World, client: Prover, role: str = "producer") -> tuple[Session, m.Proof]:
+    """A session that waits for the proof, and the right one."""
+    session = Session(99, world.house)
+    session.receive(1, False, m.Hello(1, role, auth=client.first()), NOW_MS)
+    ((seq, challenge),) = session.answers
+    session.answers.clear()
+    assert (seq, type(challenge)) == (1, m.Challenge)
+    return session, m.Proof(client.final(challenge.challenge))
+
+
+def test_a_token_is_proved_and_the_broker_proves_that_it_knows_it_too(guarded: World) -> None:
+    client = prover()
+    session, proof = challenged(guarded, client)
+    assert (session.state, session.role, session.grant) == ("greeted", "", None), "until it is proved there is nothing"
+    session.receive(2, False, proof, NOW_MS)
+    ((seq, welcome),) = session.answers
+    assert (seq, type(welcome)) == (2, m.Welcome)
+    assert client.confirms(welcome.auth)
+    assert (session.state, session.role, session.grant) == ("ready", "producer", KEPT.grant)
+
+
+def test_what_the_token_does_not_allow_is_refused_and_the_session_goes_on(guarded: World) -> None:
+    session, proof = challenged(guarded, prover(), "worker")
+    session.receive(2, False, proof, NOW_MS)
+    session.answers.clear()
+    session.receive(3, False, m.Consume(["email"], ["t"], 1), NOW_MS)
+    session.receive(4, False, m.Heartbeat(), NOW_MS)
+    session.receive(5, False, m.Enqueue([b""], "email", bytes(16), ["t"]), NOW_MS)
+    ((seq, error),) = session.answers
+    assert (seq, error.code) == (3, "FORBIDDEN")
+    assert [type(command.message).__name__ for _, command in session.commands] == ["Held", "Enqueue"]
+    assert session.consumer is not None and not session.consumer.queues
+
+
+def test_without_a_token_the_first_answer_says_what_to_do(guarded: World) -> None:
+    session = Session(99, guarded.house)
+    with pytest.raises(AuthRequired, match=r"TASKQ_TOKEN.*token=.*--token-file"):
+        session.receive(1, False, m.Hello(1, "producer"), NOW_MS)
+    assert session.closing and not guarded.house.consumers
+
+
+def test_a_wrong_proof_ends_the_session(guarded: World) -> None:
+    session, proof = challenged(guarded, Prover("mailer", text_of("mailer", bytes(32)), bytes))
+    with pytest.raises(AuthFailed):
+        session.receive(2, False, proof, NOW_MS)
+    assert session.closing and not session.role and session.grant is None and not session.answers
+
+
+def test_a_worker_that_proves_nothing_leaves_no_trace(guarded: World) -> None:
+    session, _ = challenged(guarded, prover(), "worker")
+    session.lost(NOW_MS)
+    assert not guarded.house.consumers
+
+
+def test_a_broker_that_asks_for_no_token_takes_who_has_one(world: World) -> None:
+    session = Session(99, world.house)
+    session.receive(1, False, m.Hello(1, "producer", auth=prover().first()), NOW_MS)
+    ((_, welcome),) = session.answers
+    assert type(welcome) is m.Welcome and welcome.auth == b""
+
+
+ORDERS: dict[str, list[Any]] = {
+    "a proof first": [m.Proof(b"x")],
+    "a request first": [m.Get(bytes(16))],
+    "an unknown frame first": [Unknown(0x7F00)],
+    "a request instead of the proof": ["hello", m.Enqueue([b""], "q", bytes(16), ["t"])],
+    "a heartbeat instead of the proof": ["hello", m.Heartbeat()],
+    "a goodbye instead of the proof": ["hello", m.Bye()],
+    "an unknown frame instead of the proof": ["hello", Unknown(0x7F00)],
+    "a frame of the broker instead of the proof": ["hello", m.Challenge(b"x")],
+    "the greeting twice": ["hello", "hello"],
+    "the greeting once more when it is ready": ["hello", "proof", "hello"],
+    "the proof twice": ["hello", "proof", "proof"],
+    "a request after a proof that failed": ["hello", "wrong", m.Get(bytes(16))],
+    "the right proof after a wrong one": ["hello", "wrong", "proof"],
+    "the greeting again after a proof that failed": ["hello", "wrong", "hello"],
+}
+
+
+class Abuser:
+    """A client with a token that says what it wants, when it wants."""
+
+    def __init__(self, world: World) -> None:
+        client = prover()
+        self.session = Session(99, world.house)
+        self._client = client
+        self._words: dict[str, Any] = {
+            "hello": m.Hello(1, "producer", auth=client.first()),
+            "proof": m.Proof(b""),
+            "wrong": m.Proof(b"c=biws,r=12345678,p=" + b64encode(bytes(32))),
+        }
+
+    def say(self, frame: Any) -> None:
+        message = self._words[frame] if isinstance(frame, str) else frame
+        self.session.receive(1, False, message, NOW_MS)
+        for _, told in self.session.answers:
+            if type(told) is m.Challenge:
+                self._words["proof"] = m.Proof(self._client.final(told.challenge))
+        self.session.answers.clear()
+
+
+@pytest.mark.parametrize("frames", ORDERS.values(), ids=ORDERS)
+def test_any_other_order_ends_the_session_and_nothing_of_it_is_done(guarded: World, frames: list[Any]) -> None:
+    abuser = Abuser(guarded)
+    *before, last = frames
+    for frame in before:
+        try:
+            abuser.say(frame)
+        except AuthFailed:
+            assert frame == "wrong"
+    with pytest.raises(OutOfOrder):
+        abuser.say(last)
+    assert not abuser.session.commands and not guarded.house.consumers
 
 
 # ---- roles and order -------------------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_a_result_is_received_kept_and_shown_without_a_copy(tmp_path: Path) -> N
     (deliver,) = [reply.message for reply in effects.replies if type(reply.message) is m.Deliver]
     received = frame_of(m.Ack([bytes(LARGE)], deliver.ids, deliver.tokens))
     (frame,) = uncopied(lambda: FrameDecoder(1 << 26).feed(received))
-    effects = uncopied(lambda: core.turn([fx.Command(2, 1, frame.message)], NOW_MS))
+    effects = uncopied(lambda: core.turn([fx.Command(2, 1, frame.message, session=SESSION)], NOW_MS))
     uncopied(lambda: [encode_record(record) for record in effects.records])
     uncopied(lambda: batch_of(core.take_dirty(), {}))
     effects = uncopied(lambda: core.turn([fx.Command(1, 2, m.Get(deliver.ids))], NOW_MS))

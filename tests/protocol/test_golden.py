@@ -39,6 +39,8 @@ VECTORS: list[tuple[Any, int, int]] = [
     (m.Error("OVERLOADED", "The broker is behind", "", True, 250), 9, 0),
     (m.Goaway("the broker is stopping", 1_000), 0, 0),
     (m.Bye(), 12, 0),
+    (m.Challenge(b"r=AAECAwQFBgcICQoLDA0ODxARZGVmZ2hpamtsbW5vcHFyc3R1,s=AAECAwQFBgcICQoLDA0ODw==,i=1"), 1, 0),
+    (m.Proof(b"c=biws,r=AAECAwQFBgcICQoLDA0ODxARZGVmZ2hpamtsbW5vcHFyc3R1,p=DxYONmi/kaDBfyrvdra0GLxkDM5K5/W5xOa48HK/To0="), 2, 0),
     (
         m.Enqueue(
             [b"\x81\xa2to\xa3a@b", b"{}"],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskq.core import messages as m
-from taskq.errors import BrokerUnavailable, OutOfOrder, Overloaded, PayloadTooLarge, TaskqError
+from taskq.core.gate import AccessToken, Gate, grant_of, text_of
+from taskq.core.scram import Exchange, Prover
+from taskq.errors import AuthFailed, BrokerUnavailable, OutOfOrder, Overloaded, PayloadTooLarge, TaskqError
 from taskq.protocol.frames import RESENT, Frame
 from taskq.protocol.link import GREETING_MS, LATE_MS, STRIKES_MAX, TICK_MIN_MS, Answered, Closed, Link, Pushed, Ready, Refused, Stale
 
@@ -340,3 +343,92 @@ REPLIES = {
     "refuse": m.Error("PAYLOAD_TOO_LARGE", "big"),
     "busy": m.Error("OVERLOADED", "later", retryable=True, retry_after_ms=1_500),
 }
+
+
+# ---- access tokens -----------------------------------------------------------------------------------------------------------------------
+
+TOKEN = text_of("mailer", bytes(range(32)))
+KEPT = AccessToken.of(grant_of("mailer", ("produce",)), TOKEN, bytes(16), 0)
+
+
+def guarded() -> Gate:
+    return Gate(lambda: {"mailer": KEPT}, b"key")
+
+
+def prover(token: str = TOKEN) -> Prover:
+    return Prover("mailer", token, bytes)
+
+
+def challenge(link: Link, gate: Gate) -> tuple[m.Proof, Exchange]:
+    """The link greets and is asked for its token; its proof, and what the broker checks it with."""
+    link.opened(0)
+    (frame,) = link.take()
+    exchange = gate.begin(frame.message.auth, bytes(18))
+    assert answer(link, frame.seq, m.Challenge(exchange.challenge)) == []
+    (frame,) = link.take()
+    assert type(frame.message) is m.Proof
+    return frame.message, exchange
+
+
+def test_a_link_with_a_token_proves_it_and_never_sends_it() -> None:
+    link, gate = Link(m.Hello(1, "producer"), prover=prover()), guarded()
+    proof, exchange = challenge(link, gate)
+    grant, signature = gate.end(exchange, proof.proof)
+    assert grant is KEPT.grant
+    (event,) = answer(link, 2, attrs.evolve(welcome(), auth=signature))
+    assert isinstance(event, Ready)
+    assert TOKEN[-43:].encode() not in proof.proof
+
+
+def test_each_connection_proves_it_again_before_it_resumes() -> None:
+    link, gate = Link(m.Hello(1, "worker"), prover=prover()), guarded()
+    for session in (b"a" * 16, b"b" * 16):
+        proof, exchange = challenge(link, gate)
+        events = answer(link, 2, attrs.evolve(welcome(session), auth=gate.end(exchange, proof.proof)[1]))
+        assert [type(frame.message) for frame in link.take()] == ([] if events else [m.Resume])
+        link.lost()
+    assert link.session == b"a" * 16
+
+
+@pytest.mark.parametrize("signature", [b"", bytes(32), b"x" * 31])
+def test_a_broker_that_does_not_know_the_token_is_not_believed(signature: bytes) -> None:
+    link = Link(m.Hello(1, "producer"), prover=prover())
+    challenge(link, guarded())
+    link.request(enqueue(), "me")
+    (event,) = answer(link, 2, attrs.evolve(welcome(), auth=signature))
+    assert isinstance(event, Closed) and event.greeting and isinstance(event.error, AuthFailed)
+    assert not link.take(), "nothing is told to it"
+
+
+def test_a_challenge_that_is_none_ends_the_greeting() -> None:
+    link = Link(m.Hello(1, "producer"), prover=prover())
+    link.opened(0)
+    (event,) = answer(link, 1, m.Challenge(b"r=somebody-else,s=AAAA,i=1"))
+    assert isinstance(event, Closed) and event.greeting and isinstance(event.error, AuthFailed)
+
+
+def test_a_refused_proof_is_a_refused_greeting() -> None:
+    link = Link(m.Hello(1, "producer"), prover=prover())
+    challenge(link, guarded())
+    (event,) = answer(link, 2, m.Error("AUTH_FAILED", "no"))
+    assert isinstance(event, Closed) and event.greeting and isinstance(event.error, AuthFailed) and not event.error.retryable
+
+
+def test_a_broker_that_asks_for_no_token_is_taken_as_it_is() -> None:
+    link = Link(m.Hello(1, "producer"), prover=prover())
+    assert isinstance(connect(link), Ready)
+
+
+def test_a_link_without_a_token_cannot_be_challenged() -> None:
+    link = Link(m.Hello(1, "producer"))
+    link.opened(0)
+    assert link.take()[0].message.auth == b""
+    with pytest.raises(OutOfOrder, match="Challenge may not come"):
+        answer(link, 1, m.Challenge(b"x"))
+
+
+def test_a_second_challenge_breaks_the_protocol() -> None:
+    link = Link(m.Hello(1, "producer"), prover=prover())
+    _, exchange = challenge(link, guarded())
+    with pytest.raises(OutOfOrder, match="Challenge may not come"):
+        answer(link, 2, m.Challenge(exchange.challenge))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from taskq import errors, ids
 from taskq.core import messages as m
+from taskq.core.access import NEEDS
+from taskq.core.gate import AccessToken, Gate, grant_of
 from taskq.core.session import RULES
 from taskq.core.task import PENDING, Options, Task, describe
 from taskq.protocol.codec import LONG_LISTS
@@ -96,3 +99,24 @@ def test_the_fields_of_a_described_task_are_listed() -> None:
 def test_the_longer_lists_are_named() -> None:
     assert {cls.__name__.upper() for cls in LONG_LISTS} == {"CONSUME", "INSPECTED"}
     assert "10,000 in CONSUME and INSPECTED" in TEXT
+
+
+def test_the_worked_proof_is_right() -> None:
+    (token,) = re.findall(r"the token `(tq_mailer_\S{43})`", TEXT)
+    told = dict(re.findall(r"^    (client-first|server-first|client-final|signature) +(\S+)$", TEXT, re.M))
+    kept = AccessToken.of(grant_of("mailer", ("read",)), token, bytes(range(16)), 0)
+    gate = Gate(lambda: {"mailer": kept}, b"")
+    exchange = gate.begin(told["client-first"].encode(), bytes(range(100, 118)))
+    assert exchange.challenge.decode() == told["server-first"]
+    assert gate.end(exchange, told["client-final"].encode()) == (kept.grant, bytes.fromhex(told["signature"]))
+    for kind, name in (("000d", "challenge"), ("000e", "proof")):
+        golden = json.loads((GOLDEN / f"{kind}_{name}.json").read_text())["fields"][name]["hex"]
+        assert bytes.fromhex(golden).decode() in (told["server-first"], told["client-final"])
+
+
+def test_the_table_of_scopes_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| ([A-Z `a-z]+) \| (none|`\w+`) \| ", TEXT[TEXT.index("| frame | scope | for |") :].split("\n\n")[0], re.M)
+    told = {frame: scope.strip("`") for frames, scope in rows for frame in frames.split() if frame.isupper()}
+    assert told["INSPECT"] == "admin", "the last row of several"
+    assert {**told, "INSPECT": "read"} == {cls.__name__.upper(): need[0] if need else "none" for cls, need in NEEDS.items()}
+    assert [scope for frames, scope in rows if "INSPECT" in frames] == ["`read`", "`admin`"]
