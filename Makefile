@@ -1,16 +1,17 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make sim     more seeds of the simulation (SEEDS=0:2000)
+# make audit   known holes in the packages that taskq uses
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
 JOBS ?= 2
-# curl and wrk talk to the HTTP door, ip makes a second host for a worker
-PROGRAMS := curl wrk ip
+# curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates
+PROGRAMS := curl wrk ip openssl
 
-.PHONY: demo test lint bench bench-micro sim programs clean
+.PHONY: demo test lint bench bench-micro sim audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -32,6 +33,12 @@ bench-micro: $(VENV)/ready
 sim: $(VENV)/ready
 	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
 
+# what is known about the packages that are installed here; it reports and gates nothing, since a finding may have no fix yet
+audit: $(VENV)/ready
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	-.audit/bin/pip-audit --progress-spinner off --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }
 	$(PYTHON) -m venv $(VENV)
@@ -42,8 +49,8 @@ $(VENV)/ready: setup.cfg pyproject.toml
 programs:
 	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2 openssl; \
 	fi
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .audit .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -31,10 +31,24 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
 DEADLINE = "5s"
+BROKER_HELP = "The broker; tls://HOST:PORT for TLS. [default: localhost:7000; TASKQ_URL]"
+CA_KEY = "taskq.tls_ca"
+CA_HELP = "Authorities (PEM) that may have signed its certificate. [default: those of the system; TASKQ_TLS_CA]"
+
+
+def trusting(command: F) -> F:
+    """The option --tls-ca, before or after the name of a command."""
+
+    def remember(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+        if path is not None:
+            context.meta[CA_KEY] = path
+
+    return click.option("--tls-ca", metavar="PATH", default=None, expose_value=False, callback=remember, help=CA_HELP)(command)
 
 
 @click.group(context_settings=HELP)
-@click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")
+@click.option("--broker", "url", metavar="HOST:PORT", default=None, help=BROKER_HELP)
+@trusting
 @click.version_option(VERSION, prog_name="taskq")
 @click.pass_context
 def main(context: click.Context, url: str | None) -> None:
@@ -50,7 +64,7 @@ main.add_command(dev)
 def talks(command: F) -> F:
     """The options of every command that talks to a broker."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-    return click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")(command)
+    return click.option("--broker", "url", metavar="HOST:PORT", default=None, help=BROKER_HELP)(trusting(command))
 
 
 @contextmanager
@@ -60,7 +74,7 @@ def connected(url: str | None) -> Iterator[Client]:
 
     context = click.get_current_context()
     try:
-        with Client(url or context.obj, deadline=DEADLINE) as client:
+        with Client(url or context.obj, deadline=DEADLINE, tls_ca=context.meta.get(CA_KEY)) as client:
             yield client
     except BrokerUnavailable as error:
         _end(EXIT_UNAVAILABLE, error)

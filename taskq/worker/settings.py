@@ -25,7 +25,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 @attrs.frozen
 class WorkerConfig:
     """`app` is `module` or `module:attribute`.  No `queues`: `default` and those of the app's tasks.  `pool` is auto, async, thread or process:
-    where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish."""
+    where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish.  `tls_ca`: a file with the
+    authorities that may have signed a tls:// broker's certificate, see `trust`."""
 
     connect: str
     app: str | None = None
@@ -35,6 +36,7 @@ class WorkerConfig:
     drain_s: float = 25.0
     reload: bool = False
     name: str = ""
+    tls_ca: str = ""
 
     def dump(self) -> str:
         return json.dumps(attrs.asdict(self))
