@@ -83,6 +83,12 @@ class WrongHost(Answer):
     code = "WRONG_HOST"
 
 
+class CrossOrigin(Answer):
+    """A page of another site may not change anything here; call the broker from your own server, or from a page with the same host and port."""
+
+    code = "CROSS_ORIGIN"
+
+
 class Unready(Answer):
     """The broker is not ready."""
 
@@ -93,6 +99,7 @@ class Unready(Answer):
 STATUS: dict[str, int] = {
     "BAD_REQUEST": 400,
     "FORBIDDEN": 403,
+    "CROSS_ORIGIN": 403,
     "NOT_FOUND": 404,
     "PATH_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
