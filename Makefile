@@ -2,18 +2,19 @@
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make full-disk  a tmpfs that fills up under load (CYCLES=20)
 # make sim     more seeds of the simulation (SEEDS=0:2000)
+# make audit   known holes in the packages that taskq uses
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
 JOBS ?= 2
-# curl and wrk talk to the HTTP door, ip makes a second host for a worker, strace makes a disk slow
-PROGRAMS := curl wrk ip strace
+# curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace makes a disk slow
+PROGRAMS := curl wrk ip openssl strace
 
 CYCLES ?= 20
 
-.PHONY: full-disk demo test lint bench bench-micro sim programs clean
+.PHONY: full-disk demo test lint bench bench-micro sim audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -37,6 +38,11 @@ sim: $(VENV)/ready
 
 full-disk: $(VENV)/ready
 	$(BIN)/python tests/campaigns/full_disk.py --cycles $(CYCLES)
+# what is known about the packages that are installed here; it reports and gates nothing, since a finding may have no fix yet
+audit: $(VENV)/ready
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	-.audit/bin/pip-audit --progress-spinner off --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }
@@ -48,8 +54,8 @@ $(VENV)/ready: setup.cfg pyproject.toml
 programs:
 	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2 strace; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2 openssl strace; \
 	fi
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .audit .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

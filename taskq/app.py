@@ -103,14 +103,16 @@ class Decorator(Protocol):
 class App:
     """Tasks by name, and the connections to enqueue them: one for each event loop that does, one for all code without a loop.
 
-    `url`: `host:port` or `taskq://host:port`; default is `TASKQ_URL`, read at the first use, else localhost:7000.  `token`: the access token for
-    a broker that asks for one; default is `TASKQ_TOKEN`, read at the first use."""
+    `url`: `host:port`, `taskq://host:port`, or `tls://host:port` for TLS; default is `TASKQ_URL`, read at the first use, else localhost:7000.
+    `token`: the access token for a broker that asks for one; default is `TASKQ_TOKEN`, read at the first use.  `tls_ca`: whom to trust, as for
+    `AsyncClient`."""
 
-    def __init__(self, url: str | None = None, *, token: str | None = None, deadline: Duration = DEADLINE_S) -> None:
+    def __init__(self, url: str | None = None, *, token: str | None = None, deadline: Duration = DEADLINE_S, tls_ca: str | None = None) -> None:
         self.tasks: dict[str, TaskDefinition] = {}
         self._url = url
         self._token = token
         self._deadline = deadline
+        self._tls_ca = tls_ca
         self._clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
         self._blocking: Client | None = None
 
@@ -173,13 +175,13 @@ class App:
 
     def _new_client(self, loop: asyncio.AbstractEventLoop) -> AsyncClient:
         self._clients = {known: client for known, client in self._clients.items() if not known.is_closed()}
-        client = self._clients[loop] = AsyncClient(self._url, token=self._token, deadline=self._deadline)
+        client = self._clients[loop] = AsyncClient(self._url, token=self._token, deadline=self._deadline, tls_ca=self._tls_ca)
         return client
 
     def blocking_client(self) -> Client:
         """The client for code without an event loop."""
         if self._blocking is None:
-            self._blocking = Client(self._url, token=self._token, deadline=self._deadline)
+            self._blocking = Client(self._url, token=self._token, deadline=self._deadline, tls_ca=self._tls_ca)
         return self._blocking
 
     async def close(self) -> None:

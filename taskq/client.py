@@ -31,7 +31,7 @@ import attrs
 
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
-from taskq.connection import Address, Channel, address_from_environment, hello, token_or_environment
+from taskq.connection import Address, Channel, Untrusted, address_from_environment, hello, token_or_environment
 from taskq.core import messages as m
 from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
@@ -59,8 +59,9 @@ def raw_id(task: Any) -> bytes:
 class AsyncClient:
     """A connection to the broker for code on one event loop; it connects at the first use and again whenever the connection breaks.
 
-    `url`: `host:port` or `taskq://host:port`, default `TASKQ_URL`, else localhost:7000.  `token`: the access token for a broker that asks for
-    one, default `TASKQ_TOKEN`; it is proved, and never sent.  `deadline`: how long a call tries, unless it says."""
+    `url`: `host:port`, `taskq://host:port`, or `tls://host:port` for TLS; default `TASKQ_URL`, else localhost:7000.  `token`: the access token
+    for a broker that asks for one, default `TASKQ_TOKEN`; it is proved, and never sent.  `deadline`: how long a call tries, unless it says.
+    `tls_ca`: a file with the authorities (PEM) that may have signed the broker's certificate; default `TASKQ_TLS_CA`, else those of the system."""
 
     def __init__(
         self,
@@ -70,8 +71,11 @@ class AsyncClient:
         deadline: Duration = DEADLINE_S,
         name: str = "",
         rng: random.Random | None = None,
+        tls_ca: str | None = None,
     ) -> None:
         self.address = address_from_environment() if url is None else Address.parse(url)
+        self.address.context(tls_ca)  # what cannot be used is said now
+        self._tls_ca = tls_ca
         self._token = token_or_environment(token)
         self.deadline_s = seconds(deadline, "deadline")
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -285,7 +289,8 @@ class AsyncClient:
             raise RuntimeError("this AsyncClient belongs to another event loop; make one for each loop, or use Client")
         self.loop = loop
         self._greeted = loop.create_future()
-        self._channel = Channel(self.address, hello("producer", self._name), self._on_event, self._rng, self._token)
+        greeting = hello("producer", self._name)
+        self._channel = Channel(self.address, greeting, self._on_event, self._rng, token=self._token, ca=self._tls_ca)
         self._channel.start()
         return self._channel
 
@@ -307,7 +312,7 @@ class AsyncClient:
     async def _call(self, message: Any, timeout_s: float | None = None) -> Any:
         return await self._open().call(message, self.deadline_s if timeout_s is None else timeout_s)
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: Event | Untrusted) -> None:
         match event:
             case Answered(batch, message):
                 self._answered(batch, message)
@@ -316,6 +321,9 @@ class AsyncClient:
             case Ready(welcome):
                 self._on_ready(welcome)
             case Closed(error, True) if not error.retryable:
+                self._turned_away(error)
+            case Untrusted(error):
+                self._open().refuse(error)
                 self._turned_away(error)
 
     def _answered(self, batch: Batch, message: m.Enqueued) -> None:
@@ -422,8 +430,16 @@ class Client:
     May be used from several threads, whose enqueues share frames, and after a fork.  Handles are followed with their `_sync` methods, or with
     `client.result(handle)`."""
 
-    def __init__(self, url: str | None = None, *, token: str | None = None, deadline: Duration = DEADLINE_S, name: str = "") -> None:
-        self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, token=token, deadline=deadline, name=name)
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        deadline: Duration = DEADLINE_S,
+        name: str = "",
+        tls_ca: str | None = None,
+    ) -> None:
+        self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, token=token, deadline=deadline, name=name, tls_ca=tls_ca)
         self._lock = threading.Lock()
         self._background: _Background | None = None
         self.address = self._make().address

@@ -10,6 +10,7 @@ attrs class whose fields are made with `setting` can be read from flags, environ
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 import tomllib
@@ -25,8 +26,8 @@ from taskq.errors import ConfigError
 C = TypeVar("C")
 
 PREFIX = "TASKQ_"
-# TASKQ_… names that are no settings of the broker: the client's address and token, the file, the event loop, the worker's own
-OTHER_NAMES = frozenset({"URL", "TOKEN", "TOKEN_FILE", "CONFIG", "LOOP", "APP", "QUEUES", "CONCURRENCY", "POOL", "NAME", "RELOAD"})
+# TASKQ_… names that are no settings of the broker: the client's address, token and trust, the file, the event loop, the worker's own
+OTHER_NAMES = frozenset({"URL", "TOKEN", "TOKEN_FILE", "TLS_CA", "CONFIG", "LOOP", "APP", "QUEUES", "CONCURRENCY", "POOL", "NAME", "RELOAD"})
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "k": KIB, "m": MIB, "g": GIB, "kib": KIB, "mib": MIB, "gib": GIB}
 UNIT_NAMES = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
@@ -136,6 +137,14 @@ def host_port(text: str) -> tuple[str, int]:
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it.  A name may mean anything but `localhost`, which the broker binds as the two loopback addresses."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _read_address(value: Any) -> str:
     host_port(str(value))
     return str(value).strip()
@@ -146,6 +155,10 @@ def _read_text(value: Any) -> str:
     if not text or isinstance(value, (bool, list, dict)):
         raise ValueError("is not a text")
     return text
+
+
+def _read_text_or_nothing(value: Any) -> str:
+    return value if value == "" else _read_text(value)
 
 
 def _read_yes_no(value: Any) -> bool:
@@ -165,6 +178,7 @@ def _read_names(value: Any) -> tuple[str, ...]:
 ADDRESS = Kind("HOST:PORT", _read_address)
 TEXT = Kind("TEXT", _read_text)
 PATH = Kind("PATH", _read_text)
+PATH_OR_NONE = Kind("PATH", _read_text_or_nothing)
 YES_OR_NO = Kind("", _read_yes_no, lambda value: "on" if value else "off")
 NAMES = Kind("A,B,…", _read_names, ",".join)
 
@@ -230,6 +244,9 @@ class BrokerConfig:
         (), NAMES, "Names by which HTTP clients may call the broker, beside IP addresses, localhost and the host of http; * allows any.", empty="none"
     )
     auth: bool = setting(False, YES_OR_NO, "Clients must prove a token (taskq token create); needed on any address but loopback.")
+    tls_cert: str = setting("", PATH_OR_NONE, "Certificate (PEM, with its chain) for TLS on both ports; needed on any address but loopback.")
+    tls_key: str = setting("", PATH_OR_NONE, "Private key of tls_cert (PEM, without a passphrase). SIGHUP reads both files again.")
+    insecure: bool = setting(False, YES_OR_NO, "Listen on any address without auth and TLS: whoever reaches it can enqueue, read and cancel.")
     data: str = setting("./taskq-data", PATH, "Folder of the journal and the store; made if it is not there. One broker at a time.")
     shards: int = setting(4, integer(1, 64), "How many shards share the queues; may change between starts.")
     durability: str = setting(
@@ -280,6 +297,28 @@ class BrokerConfig:
                 f"(payload_bytes_max) and {show_bytes(FRAME_ROOM_BYTES)} around it; raise it or lower payload_bytes_max",
                 field="frame_bytes_max",
             )
+        self._check_exposure()
+
+    @property
+    def tls(self) -> bool:
+        return bool(self.tls_cert)
+
+    def _check_exposure(self) -> None:
+        """Who can be reached from other machines asks who is there and hides what is said, unless told `insecure`."""
+        for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+            if getattr(self, name) and not getattr(self, other):
+                raise ConfigError(f"{other}: is missing, and {name} is given; TLS needs both", field=other)
+        if self.insecure or (self.auth and self.tls):
+            return
+        missing = " and ".join(text for text, given in (("auth", self.auth), ("tls_cert with tls_key", self.tls)) if not given)
+        for name in ("listen", "http"):
+            address = getattr(self, name)
+            if not is_loopback(host_port(address)[0]):
+                raise ConfigError(
+                    f"{name}: {address} can be reached from other machines, so {missing} must be set too; set it, or listen on 127.0.0.1, "
+                    "or set insecure if everybody who can reach it may enqueue, read and cancel tasks",
+                    field=name,
+                )
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------------------------

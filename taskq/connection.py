@@ -11,6 +11,7 @@ import os
 import random
 import secrets
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -21,12 +22,13 @@ import attrs
 from taskq.core import messages as m
 from taskq.core.gate import name_of
 from taskq.core.scram import Prover
-from taskq.errors import BadRequest, BrokerUnavailable, ConfigError, ProtocolError, TaskqError
+from taskq.errors import BadRequest, BrokerUnavailable, ConfigError, ProtocolError, TaskqError, TlsFailed
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import VERSION as PROTOCOL_VERSION
 from taskq.protocol.frames import Frame
 from taskq.protocol.framing import FrameDecoder
 from taskq.protocol.link import READY, Answered, Closed, Event, Link, Pushed, Refused, Stale
+from taskq.trust import client_context, explained
 from taskq.version import VERSION
 
 DEFAULT_URL = "localhost:7000"
@@ -35,34 +37,48 @@ FRAME_BYTES_MAX = 64 << 20
 WRITE_BUFFER_BYTES = (64 << 10, 256 << 10)
 CONNECT_S = 5.0
 BYE_S = 2.0
+FAREWELL_S = 1.0
 BACKOFF_BASE_S = 0.05
 BACKOFF_MAX_S = 5.0
 BACKOFF_STEPS_MAX = 10
 PAUSE_S_MAX = 30.0
 TIMER_S_MAX = 3_600.0
+# scheme → whether it is TLS
+SCHEMES = {"": False, "taskq": False, "tls": True}
+PLAIN_HINT = "; if it speaks TLS, write the address as tls://{}"
 
 
 @attrs.frozen
 class Address:
     host: str
     port: int
+    tls: bool = False
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        plain = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"tls://{plain}" if self.tls else plain
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """`host:port`, `host`, `[::1]:7000`, each also with `taskq://` before it.  Raises ConfigError."""
-        hint = f"broker address {url!r} is not valid; write host:port or taskq://host:port, for example {DEFAULT_URL}"
+        """`host:port`, `host`, `[::1]:7000`, each also with `taskq://` before it, or with `tls://` for TLS.  Raises ConfigError."""
+        hint = f"broker address {url!r} is not valid; write host:port, taskq://host:port or tls://host:port, for example {DEFAULT_URL}"
         scheme, separator, rest = url.strip().rpartition("://")
         try:
             parts = urlsplit(f"//{rest}")
             host, port = parts.hostname, parts.port
         except ValueError:
             raise ConfigError(hint) from None
-        if not host or (separator and scheme != "taskq") or parts.path.strip("/") or parts.query or "@" in rest:
+        if not host or scheme not in SCHEMES or (separator and not scheme) or parts.path.strip("/") or parts.query or "@" in rest:
             raise ConfigError(hint)
-        return cls(host, DEFAULT_PORT if port is None else port)
+        return cls(host, DEFAULT_PORT if port is None else port, SCHEMES[scheme])
+
+    def context(self, ca: str | None = None) -> ssl.SSLContext | None:
+        """What to connect with; None without TLS, which a `ca` that was named rules out.  Raises ConfigError."""
+        if self.tls:
+            return client_context(ca)
+        if ca:
+            raise ConfigError(f"tls_ca: is given for {self}, which is no TLS address; write tls://{self}", field="tls_ca")
+        return None
 
 
 def address_from_environment() -> Address:
@@ -97,6 +113,13 @@ def backoff_s(failures: int, rng: random.Random) -> float:
     return rng.uniform(0.3, 1.0) * min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2.0 ** min(failures, BACKOFF_STEPS_MAX))
 
 
+@attrs.define
+class Untrusted:
+    """The broker and this side agree on no TLS connection, and will not until something is changed; it is tried again all the same."""
+
+    error: TlsFailed
+
+
 class _Protocol(asyncio.Protocol):
     """One transport of a Channel."""
 
@@ -105,7 +128,9 @@ class _Protocol(asyncio.Protocol):
         self.decoder = FrameDecoder(FRAME_BYTES_MAX)
         self.transport: asyncio.Transport | None = None
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.Event()
         self.writable = True
+        self.heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -115,12 +140,20 @@ class _Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self.closed.done():
-            self.channel._received(self, self.decoder.feed(data))
+            frames = self.decoder.feed(data)
+            self.heard = self.heard or bool(frames)
+            self.channel._received(self, frames)
         if self.decoder.error is not None:
-            self.drop(f"the broker sent something that is not our protocol: {self.decoder.error}")
+            self.drop(f"the broker sent something that is not our protocol: {self.decoder.error}{self._hint()}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"the connection was lost: {exc}" if exc else "the broker closed the connection")
+        self.gone.set()
+        self._end((f"the connection was lost: {exc}" if exc else "the broker closed the connection") + self._hint())
+
+    def _hint(self) -> str:
+        """A broker that speaks TLS ends a plain connection without a word that can be read."""
+        address = self.channel.address
+        return "" if self.heard or address.tls else f" before it had said anything{PLAIN_HINT.format(address)}"
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -135,19 +168,33 @@ class _Protocol(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    async def farewell(self) -> None:
+        """TLS ends with a word of both sides, so a closed connection is not gone yet; and a loop that ends meanwhile would never let go of it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.gone.wait(), FAREWELL_S)
+        self.drop("the connection was closed")
+        await self.gone.wait()
+
     def _end(self, reason: str) -> None:
         if not self.closed.done():
             self.closed.set_result(reason)
 
 
 class Channel:
-    """A Link over TCP.  Answers to `call` go to the caller, every other event to `on_event`, in the order of arrival.  `token`: the access token
-    to prove, "" for none; it never travels."""
+    """A Link over TCP, or over TLS: `address.tls`.  Answers to `call` go to the caller, every other event to `on_event`, in the order of arrival.
+    `token`: the access token to prove, "" for none; it never travels.  `ca`: see `trust`.  Raises ConfigError if that cannot be used."""
 
     def __init__(
-        self, address: Address, greeting: m.Hello, on_event: Callable[[Event], None], rng: random.Random | None = None, token: str = ""
+        self,
+        address: Address,
+        greeting: m.Hello,
+        on_event: Callable[[Event | Untrusted], None],
+        rng: random.Random | None = None,
+        token: str = "",
+        ca: str | None = None,
     ) -> None:
         self.address = address
+        self._context = address.context(ca)
         self.link = Link(greeting, prover=_prover(token))
         self._on_event = on_event
         self._rng = rng or random.Random()
@@ -172,10 +219,13 @@ class Channel:
             with suppress(TaskqError):
                 await self.call(m.Bye(), BYE_S)
         self._stopped = True
+        protocol = self._protocol
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        if protocol is not None and self._context is not None:
+            await protocol.farewell()
 
     async def _run(self) -> None:
         try:
@@ -193,14 +243,26 @@ class Channel:
         """Live through one transport; the reason why it ended, or why there was none."""
         try:
             async with asyncio.timeout(CONNECT_S):
-                _, self._protocol = await self.loop.create_connection(lambda: _Protocol(self), self.address.host, self.address.port)
+                _, self._protocol = await self.loop.create_connection(
+                    lambda: _Protocol(self), self.address.host, self.address.port, ssl=self._context
+                )
         except TimeoutError:
             return f"{self.address}: no connection within {CONNECT_S:g} s"
+        except ssl.SSLError as error:
+            return self._untrusted(error)
         except OSError as error:
             return f"{self.address}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}"
         reason = await self._protocol.closed
         self._protocol.drop(reason)
         self._protocol = None
+        return reason
+
+    def _untrusted(self, error: ssl.SSLError) -> str:
+        why = explained(error)
+        if why is None:
+            return f"{self.address}: the connection broke in the TLS handshake"
+        reason = f"{self.address}: {why}"
+        self._on_event(Untrusted(TlsFailed(reason)))
         return reason
 
     def _end(self) -> None:
@@ -210,6 +272,10 @@ class Channel:
         if self._protocol is not None and self._protocol.transport is not None:
             self._protocol.transport.close()
         self._dispatch(self.link.abandon(BrokerUnavailable("the connection to the broker was closed by this side")))
+
+    def refuse(self, error: TaskqError) -> None:
+        """Refuse what is not answered yet; the channel goes on."""
+        self._dispatch(self.link.abandon(error))
 
     # ---- requests
 

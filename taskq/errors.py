@@ -189,6 +189,13 @@ class DataFolderLocked(StartError):
     exit_code = 73
 
 
+class DataFolderUnsafe(StartError):
+    """Other users of this machine could change the data folder; nothing in it was read."""
+
+    code = "DATA_FOLDER_UNSAFE"
+    exit_code = 73
+
+
 class JournalCorrupt(StartError):
     """The journal is damaged in a place that had been synced; the files were left untouched."""
 
@@ -208,6 +215,13 @@ class BrokerUnavailable(TaskqError):
 
     code = "BROKER_UNAVAILABLE"
     retryable = True
+
+
+class TlsFailed(BrokerUnavailable):
+    """No safe connection could be agreed on with the broker; nothing was sent."""
+
+    code = "TLS_FAILED"
+    retryable = False
 
 
 class ResultTimeout(TaskqError):

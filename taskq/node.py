@@ -15,6 +15,7 @@ import os
 import random
 import secrets
 import sqlite3
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -22,6 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from taskq.actors.certificate import Certificate
 from taskq.actors.disk import Ballast, DiskGuard
 from taskq.actors.http import HttpListener, start_http
 from taskq.actors.journal import JournalActor
@@ -62,7 +64,7 @@ log = logging.getLogger("taskq.node")
 
 
 class Node:
-    """See the module.  `tcp` and `http` are the addresses, as host:port, once it is started."""
+    """See the module.  `tcp` and `http` are the addresses, once it is started: host:port, with TLS tls://host:port and https://host:port."""
 
     def __init__(self, config: BrokerConfig, clock: Clock | None = None) -> None:
         self.config = config
@@ -75,6 +77,7 @@ class Node:
         self._shards: list[ShardActor] = []
         self._looks: list[Callable[[], None]] = []
         self._started_ms = 0
+        self._certificate: Certificate | None = None
 
     async def start(self) -> None:
         """Recover, listen.  Raises StartError or OSError, and leaves nothing behind then."""
@@ -92,6 +95,8 @@ class Node:
 
     async def _assemble(self) -> None:
         config, enter = self.config, self._parts.enter_async_context
+        if config.tls:
+            self._certificate = Certificate(config.tls_cert, config.tls_key)
         self._parts.enter_context(_locked(self._folder))
         ballast = Ballast(self._folder, config.ballast_bytes)
         ballast.save_start()
@@ -237,8 +242,8 @@ class Node:
         config, origins = self.config, count(LOCAL_ORIGIN + 1)
         listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, config.frame_bytes_max, config.connections_max)
         try:
-            await listener.listen(*host_port(config.listen))
-            self.tcp = _shown(listener.addresses[0])
+            await listener.listen(*host_port(config.listen), self._tls)
+            self.tcp = self._shown("tls", listener.addresses[0])
             yield listener
         finally:
             await listener.close()
@@ -253,12 +258,21 @@ class Node:
             hosts=frozenset(name.lower() for name in config.http_hosts),
         )
         host, port = host_port(config.http)
-        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock(), self._house.gate)
-        self.http = _shown(listener.address)
+        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock(), self._house.gate, self._tls)
+        self.http = self._shown("https", listener.address)
         try:
             yield listener
         finally:
             await listener.close()
+
+    @property
+    def _tls(self) -> ssl.SSLContext | None:
+        return None if self._certificate is None else self._certificate.context
+
+    def reload_certificate(self) -> None:
+        """Show new connections what stands in the files of the certificate now.  Raises ConfigError, and goes on with the old one then."""
+        if self._certificate is not None:
+            self._certificate.reload()
 
     # ---- between the parts ---------------------------------------------------------------------------------------------------------
 
@@ -339,6 +353,11 @@ class Node:
             "applied_lsn": self._store.flushed_lsn,
         }
 
+    def _shown(self, scheme: str, address: tuple[str, int]) -> str:
+        host, port = address
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"{scheme}://{shown}" if self.config.tls else shown
+
     # ---- the end -------------------------------------------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> None:
@@ -392,8 +411,3 @@ def _secret(path: Path) -> bytes:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

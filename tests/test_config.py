@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -139,6 +140,36 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 def test_unknown_names_in_the_environment_are_found_and_those_of_others_are_not() -> None:
     environ = {"TASKQ_SHARD": "2", "TASKQ_SHARDS": "2", "TASKQ_URL": "x", "TASKQ_LOOP": "auto", "TASKQ_QUEUES": "a", "PATH": "/"}
     assert unknown_in_environment(BrokerConfig, environ) == ["TASKQ_SHARD"]
+
+
+# ---- who can reach it
+
+LOOPBACK = ("127.0.0.1:0", "127.8.9.10:0", "[::1]:0", "localhost:0")
+# what only looks like loopback, or is it by somebody's word, is none
+OTHER = ("0.0.0.0:0", "[::]:0", ":0", "10.1.2.3:0", "[fe80::1]:0", "broker.example:0", "127.0.0.1.example:0", "localhost.example:0", "127.1:0",
+         "LOCALHOST:0", "[::ffff:127.0.0.1]:0")  # fmt: skip
+TLS = {"tls_cert": "cert.pem", "tls_key": "key.pem"}
+GUARDS = list(itertools.product((False, True), repeat=3))
+
+
+@pytest.mark.parametrize(("auth", "tls", "insecure"), GUARDS)
+@pytest.mark.parametrize("address", [*LOOPBACK, *OTHER])
+@pytest.mark.parametrize("name", ["listen", "http"])
+def test_an_address_that_others_can_reach_needs_auth_and_tls_or_insecure(name: str, address: str, auth: bool, tls: bool, insecure: bool) -> None:
+    flags = {name: address, "auth": auth or None, "insecure": insecure or None, **(TLS if tls else {})}
+    if address in LOOPBACK or insecure or (auth and tls):
+        assert getattr(read(flags), name) == address
+        return
+    text = refused(flags=flags)
+    assert text.startswith(f"{name}: {address} can be reached from other machines")
+    missing = text.partition("so ")[2].partition(" must be set")[0]
+    assert (("auth" in missing), ("tls_cert" in missing)) == (not auth, not tls)
+    assert "127.0.0.1" in text and "insecure" in text
+
+
+@pytest.mark.parametrize(("given_one", "missing"), [("tls_cert", "tls_key"), ("tls_key", "tls_cert")])
+def test_half_a_certificate_is_refused(given_one: str, missing: str) -> None:
+    assert refused(flags={given_one: "a.pem"}) == f"{missing}: is missing, and {given_one} is given; TLS needs both"
 
 
 # ---- kinds

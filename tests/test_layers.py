@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "taskq"
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "ids", "clock", "durations", "version"),
     ("core", "config", "control"),
-    ("protocol", "storage", "gateway", "serial"),
+    ("protocol", "storage", "gateway", "serial", "trust"),
     ("actors", "connection", "handle"),
     ("node", "worker"),
     ("options",),
@@ -31,7 +31,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 # the broker and its clients share the core and the wire, and know nothing else of each other
 BROKER = {"storage", "gateway", "actors", "node"}
-CLIENTS = {"serial", "control", "handle", "connection", "worker", "options", "batch", "client", "app"}
+CLIENTS = {"serial", "trust", "control", "handle", "connection", "worker", "options", "batch", "client", "app"}
 
 # values in, values out: time, randomness and whatever can wait are handed in
 PURE = ("core", "protocol", "gateway")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -148,11 +149,11 @@ class HttpProtocol(asyncio.Protocol):
         self._read()
 
     def eof_received(self) -> bool:
-        """The peer sends no more; it still gets the answers that it waits for."""
+        """The peer sends no more; it still gets the answers that it waits for, unless it speaks TLS, where a closed side closes the other."""
         self._peer_done = True
         if self._receiver.started and not self._receiver.ended:
             self._refuse(BadRequest("the connection ended inside a request", field="body"))
-        return bool(self._slots)
+        return bool(self._slots) and self._can_half_close()
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -285,7 +286,11 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._lingering = True
         self._set_reading(True)
-        self._transport.write_eof()
+        if self._can_half_close():
+            self._transport.write_eof()
+
+    def _can_half_close(self) -> bool:
+        return self._transport is not None and bool(self._transport.can_write_eof())
 
     # ---- deadlines -----------------------------------------------------------------------------------------------------------------
 
@@ -353,9 +358,9 @@ class HttpListener:
         """(host, port) of the first listening socket."""
         return self.addresses[0]
 
-    async def listen(self, host: str, port: int) -> None:
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Bind, see `sockets.bind`."""
-        self._servers = await bind(partial(HttpProtocol, self), host, port, BACKLOG)
+        self._servers = await bind(partial(HttpProtocol, self), host, port, BACKLOG, tls)
         self.addresses = addresses(self._servers)
 
     async def close(self, deadline_s: float = 5.0) -> None:
@@ -446,11 +451,18 @@ class HttpListener:
 
 
 async def start_http(
-    host: str, port: int, submit: Submit, status: Status, limits: HttpLimits, clock: Clock, gate: Gate | None = None
+    host: str,
+    port: int,
+    submit: Submit,
+    status: Status,
+    limits: HttpLimits,
+    clock: Clock,
+    gate: Gate | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> HttpListener:
     """Serve HTTP on this address until the listener is closed.  `submit(message, reply)` calls `reply` exactly once, on the loop, when the
     answer is durable.  Port 0 takes a free one, see `address`.  `gate`: who checks access tokens.  OSError if the address cannot be bound."""
     own = attrs.evolve(limits, hosts=limits.hosts | {host.lower()})
     listener = HttpListener(Gateway(own, status, document()), submit, clock, gate)
-    await listener.listen(host, port)
+    await listener.listen(host, port, tls)
     return listener

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Mapping
 
 from taskq.actors.session import SessionActor, Tell
@@ -58,9 +59,9 @@ class Listener:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def listen(self, host: str, port: int) -> None:
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Bind, see `sockets.bind`."""
-        self._servers = await bind(self._connection, host, port, BACKLOG)
+        self._servers = await bind(self._connection, host, port, BACKLOG, tls)
         self.addresses = addresses(self._servers)
 
     def _connection(self) -> SessionActor:

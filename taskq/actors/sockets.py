@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Callable
+from typing import Any
+
+from taskq.actors.certificate import HANDSHAKE_S, SHUTDOWN_S
 
 LOOPBACKS = ("127.0.0.1", "::1")
 # what ::1 gives on a machine without IPv6; newer versions of asyncio say it without a number
 NO_IPV6 = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL, None})
 
 
-async def bind(protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int, backlog: int) -> list[asyncio.Server]:
+async def bind(
+    protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int, backlog: int, tls: ssl.SSLContext | None = None
+) -> list[asyncio.Server]:
     """Listen at this address; port 0 takes a free one.  "localhost" means both loopbacks, on the same port, as far as the machine has them.
-    OSError if an address cannot be bound; nothing listens then."""
+    With `tls` a connection is made known to its protocol after the handshake.  OSError if an address cannot be bound; nothing listens then."""
     loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {"backlog": backlog}
+    if tls is not None:
+        options |= {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": SHUTDOWN_S}
     first, *others = LOOPBACKS if host == "localhost" else (host,)
-    servers = [await loop.create_server(protocol, first, port, backlog=backlog)]
+    servers = [await loop.create_server(protocol, first, port, **options)]
     for other in others:
         try:
-            servers.append(await loop.create_server(protocol, other, addresses(servers)[0][1], backlog=backlog))
+            servers.append(await loop.create_server(protocol, other, addresses(servers)[0][1], **options))
         except OSError as error:
             if port and error.errno not in NO_IPV6:
                 for server in servers:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from taskq.cli.flags import FORMATS, HELP, settings_flags, start_errors
-from taskq.config import BrokerConfig, host_port, load, unknown_in_environment
+from taskq.config import BrokerConfig, load, unknown_in_environment
 from taskq.errors import ConfigError, StartError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def run(config: BrokerConfig, file: Path | None = None) -> int:
 async def serve(config: BrokerConfig) -> int:
     """Start a node, say so, wait for a signal, drain and stop."""
     import asyncio
+    import signal
 
     from taskq.node import Node
 
@@ -86,6 +87,8 @@ async def serve(config: BrokerConfig) -> int:
     except OSError as error:
         raise StartError(f"cannot start: {error}; another address can be given with --listen and --http, another folder with --data") from error
     node.failed.add_done_callback(end_on_crash)
+    if config.tls:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificate, node)
     rest_from_collections()
     print(ready_line(config, node), flush=True)
     await stop.get()
@@ -121,6 +124,19 @@ def stop_signals() -> asyncio.Queue[int]:
     return received
 
 
+def reload_certificate(node: Node) -> None:
+    """SIGHUP: the files of the certificate have changed."""
+    import logging
+
+    log = logging.getLogger("taskq.broker")
+    try:
+        node.reload_certificate()
+    except ConfigError as error:
+        log.error("the certificate was not read again, the old one stays: %s", error)
+    else:
+        log.info("the certificate was read again")
+
+
 def end_on_crash(failed: asyncio.Future[None]) -> None:
     """The node's state is not to be trusted any more: nothing is cleaned up, recovery is the way back."""
     crash = None if failed.cancelled() else failed.exception()
@@ -154,9 +170,8 @@ def log_to_stderr(config: BrokerConfig, file: Path | None) -> None:
         log.info("settings are read from %s", file)
     for name in unknown_in_environment(BrokerConfig, os.environ):
         log.warning("the environment variable %s is no setting and is ignored", name)
-    for address in (config.listen, config.http):
-        if not host_port(address)[0].startswith(("127.", "localhost", "::1")):
-            log.warning("%s can be reached from other machines; whoever reaches it can enqueue, read and cancel tasks", address)
+    if config.insecure:
+        log.warning("insecure is set: whoever reaches %s or %s can enqueue, read and cancel tasks", config.listen, config.http)
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -116,12 +116,13 @@ def worker_arguments(options: DevOptions, address: str) -> list[str]:
 
 
 def welcome(options: DevOptions, ready: dict[str, str]) -> str:
+    http = ready["http"] if "://" in ready["http"] else f"http://{ready['http']}"
     tasks = options.module or "none: no MODULE was given, and there is neither tasks.py nor app.py here"
     return "\n".join(
         (
             "taskq dev",
             f"  broker   {ready['tcp']}            TASKQ_URL={ready['tcp']}",
-            f"  HTTP     http://{ready['http']}     http://{ready['http']}/openapi.json lists what there is",
+            f"  HTTP     {http}     {http}/openapi.json lists what there is",
             f"  data     {ready['data']}",
             f"  tasks    {tasks}",
             "Ctrl-C stops all.",

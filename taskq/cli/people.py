@@ -36,6 +36,9 @@ EXIT_UNAVAILABLE = 69
 DEADLINE = "5s"
 # where the context of a command keeps the name of the file
 TOKEN_FILE = "taskq.token_file"
+BROKER_HELP = "The broker; tls://HOST:PORT for TLS. [default: localhost:7000; TASKQ_URL]"
+CA_KEY = "taskq.tls_ca"
+CA_HELP = "Authorities (PEM) that may have signed its certificate. [default: those of the system; TASKQ_TLS_CA]"
 
 
 def remember_token_file(context: click.Context, parameter: click.Parameter, file: str | None) -> None:
@@ -50,9 +53,20 @@ def takes_token(command: F) -> F:
     return click.option("--token-file", callback=remember_token_file, help=text, **named)(command)
 
 
+def trusting(command: F) -> F:
+    """The option --tls-ca, before or after the name of a command."""
+
+    def remember(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+        if path is not None:
+            context.meta[CA_KEY] = path
+
+    return click.option("--tls-ca", metavar="PATH", default=None, expose_value=False, callback=remember, help=CA_HELP)(command)
+
+
 @click.group(context_settings=HELP)
-@click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")
+@click.option("--broker", "url", metavar="HOST:PORT", default=None, help=BROKER_HELP)
 @takes_token
+@trusting
 @click.version_option(VERSION, prog_name="taskq")
 @click.pass_context
 def main(context: click.Context, url: str | None) -> None:
@@ -72,7 +86,7 @@ def talks(command: F) -> F:
     """The options of every command that talks to a broker."""
     command = takes_token(command)
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-    return click.option("--broker", "url", metavar="HOST:PORT", default=None, help="The broker. [default: localhost:7000; TASKQ_URL]")(command)
+    return click.option("--broker", "url", metavar="HOST:PORT", default=None, help=BROKER_HELP)(trusting(command))
 
 
 @contextmanager
@@ -82,7 +96,8 @@ def connected(url: str | None) -> Iterator[Client]:
 
     context = click.get_current_context()
     try:
-        with Client(url or context.obj, token=token_from(context.meta.get(TOKEN_FILE)), deadline=DEADLINE) as client:
+        token, authorities = token_from(context.meta.get(TOKEN_FILE)), context.meta.get(CA_KEY)
+        with Client(url or context.obj, token=token, deadline=DEADLINE, tls_ca=authorities) as client:
             yield client
     except BrokerUnavailable as error:
         _end(EXIT_UNAVAILABLE, error)

@@ -10,7 +10,7 @@ import attrs
 import click
 
 from taskq.cli.flags import FORMATS, HELP, TOKEN_FILE_HELP, settings_flags, start_errors, token_from
-from taskq.config import NAMES, PATH, TEXT, YES_OR_NO, choice, duration, integer, load, setting
+from taskq.config import NAMES, PATH, PATH_OR_NONE, TEXT, YES_OR_NO, choice, duration, integer, load, setting
 from taskq.worker.settings import WorkerConfig
 
 
@@ -18,7 +18,8 @@ from taskq.worker.settings import WorkerConfig
 class WorkerSettings:
     """What a worker is told."""
 
-    connect: str = setting("localhost:7000", TEXT, "The broker, as HOST:PORT or taskq://HOST:PORT.", environment="TASKQ_URL")
+    connect: str = setting("localhost:7000", TEXT, "The broker, as HOST:PORT, or tls://HOST:PORT for TLS.", environment="TASKQ_URL")
+    tls_ca: str = setting("", PATH_OR_NONE, "Authorities (PEM) that may have signed the broker's certificate.", empty="those of the system")
     app: str | None = setting(None, TEXT, "The tasks: a module that has an App, or MODULE:NAME; looked for in the working directory first.")
     queues: tuple[str, ...] = setting((), NAMES, "Queues to work on; of those in one shard the first ones first.", empty="default and the app's own")
     concurrency: int = setting(100, integer(1, 10_000), "Most tasks that run at a time.")

@@ -89,6 +89,12 @@ class TlsRequired(Answer):
     code = "TLS_REQUIRED"
 
 
+class CrossOrigin(Answer):
+    """A page of another site may not change anything here; call the broker from your own server, or from a page with the same host and port."""
+
+    code = "CROSS_ORIGIN"
+
+
 class Unready(Answer):
     """The broker is not ready."""
 
@@ -102,6 +108,7 @@ STATUS: dict[str, int] = {
     "AUTH_FAILED": 401,
     "TLS_REQUIRED": 403,
     "FORBIDDEN": 403,
+    "CROSS_ORIGIN": 403,
     "NOT_FOUND": 404,
     "PATH_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,

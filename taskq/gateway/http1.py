@@ -21,6 +21,7 @@ import httptools
 from taskq.core.access import Grant
 from taskq.errors import Answer, AuthFailed, AuthRequired, BadRequest, PayloadTooLarge, TaskqError
 from taskq.gateway.answers import (
+    CrossOrigin,
     ExpectationFailed,
     HeadersTooLarge,
     HttpVersionUnsupported,
@@ -81,7 +82,11 @@ Admit: TypeAlias = Callable[[str, bytes], Grant | None]
 REFUSALS = (Answer, AuthRequired, AuthFailed)
 
 # the headers that matter here; none of them may come twice
-SINGLE = frozenset({b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"expect", b"authorization"})
+ONCE = (b"host", b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"expect", b"authorization")
+SINGLE = frozenset({*ONCE, b"origin", b"sec-fetch-site"})
+# what a browser says of a request that was not made by a page of another site
+OWN_SITE = frozenset({b"same-origin", b"none"})
+SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
@@ -193,6 +198,8 @@ class Receiver:
         if len(head) > 1:
             self._check_coding(head, version)
             self._check_length(head)
+            if b"sec-fetch-site" in head or b"origin" in head:
+                self._check_site(head)
         content_type = head.get(b"content-type", b"").decode("latin-1")
         keep_alive = self._parser.should_keep_alive()
         self._request = Request(self._parser.get_method().decode(), path, query, content_type, b"", keep_alive, version, grant)
@@ -231,6 +238,16 @@ class Receiver:
             known = "use its IP address or localhost, or start it with --http-hosts"
             raise WrongHost(f"the Host header names {name!r}, which is not this broker; {known}", field="Host")
         self._known_host = host
+
+    def _check_site(self, head: dict[bytes, bytes]) -> None:
+        """A page of another site may make the browser send a request; it changes nothing here.  Browsers say where a request comes from, other
+        programs say nothing."""
+        if self._parser.get_method() in SAFE:
+            return
+        site, origin = head.get(b"sec-fetch-site"), head.get(b"origin")
+        own = site.lower() in OWN_SITE if site is not None else origin is not None and origin.lower().partition(b"://")[2] == head[b"host"].lower()
+        if not own:
+            raise CrossOrigin(field="Origin" if site is None else "Sec-Fetch-Site")
 
     def _check_coding(self, head: dict[bytes, bytes], version: str) -> None:
         if head.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -281,7 +298,10 @@ def _is_address(name: str) -> bool:
 
 # ---- the sending side ----------------------------------------------------------------------------------------------------------------
 
-_COMMON = b"\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nContent-Length: "
+_COMMON = (
+    b"\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nReferrer-Policy: no-referrer"
+    b"\r\nContent-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\nContent-Length: "
+)
 _START = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() + _COMMON for status in HTTPStatus}
 _CLOSE = b"Connection: close\r\n"
 _KEEP_ALIVE_1_0 = b"Connection: keep-alive\r\n"

@@ -57,6 +57,8 @@ class Gateway:
         route = methods.get(method)
         if route is None:
             raise MethodNotAllowed(f"{request.path} takes {_allowed(methods)}, not {request.method}", _allowed(methods))
+        if route.body or request.body:
+            _check_json(request)
         return route.build(self, request, Given(task_id, _query(request.query, route.query)))
 
 
@@ -111,6 +113,14 @@ def _allowed(methods: dict[str, Route]) -> str:
     return ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
 
 
+def _check_json(request: Request) -> None:
+    """A body is JSON and said to be, which a page of another site cannot say without being asked for leave first."""
+    content_type = request.content_type.partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        what = f"the body is said to be {content_type[:64]!r}" if content_type else "the request has no Content-Type"
+        raise UnsupportedMediaType(f"{what}; tasks are JSON, send them with -H 'Content-Type: application/json'", field="Content-Type")
+
+
 def _query(text: str, known: dict[str, Query]) -> dict[str, str]:
     """The query parameters; unknown and repeated ones are refused."""
     found: dict[str, str] = {}
@@ -132,10 +142,6 @@ def _query(text: str, known: dict[str, Query]) -> dict[str, str]:
 
 
 def build_enqueue(gateway: Gateway, request: Request, given: Given) -> Call:
-    content_type = request.content_type.partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        what = f"the body is said to be {content_type[:64]!r}" if content_type else "the request has no Content-Type"
-        raise UnsupportedMediaType(f"{what}; tasks are JSON, send them with -H 'Content-Type: application/json'", field="Content-Type")
     plan = enqueue.plan(request.body, gateway.limits.payload_bytes_max)
     return Call(plan.messages, lambda replies: enqueue.respond(plan, replies))
 

@@ -29,7 +29,7 @@ from typing import Any, cast
 
 import attrs
 
-from taskq.connection import Address, Channel, hello
+from taskq.connection import Address, Channel, Untrusted, hello
 from taskq.core import messages as m
 from taskq.errors import BrokerUnavailable, TaskqError
 from taskq.protocol.link import Closed, Event
@@ -132,11 +132,12 @@ class Keeper:
         self._channel = self._connect()
 
     def _connect(self) -> Channel:
-        channel = Channel(self._address, hello("keeper", self._config.name), self._on_event, token=self._config.token)
+        greeting = hello("keeper", self._config.name)
+        channel = Channel(self._address, greeting, self._on_event, token=self._config.token, ca=self._config.tls_ca)
         channel.start()
         return channel
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: Event | Untrusted) -> None:
         if isinstance(event, Closed):
             log.warning("the broker ended the keeper's connection: %s", event.error)
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import attrs
 
 from taskq.errors import TaskqError
+from taskq.trust import CA_VARIABLE
 from taskq.worker.loading import AppLike, NoApp, load_app
 from taskq.worker.page import Page
 from taskq.worker.parent import die_with_parent, leave_to_parent
@@ -108,6 +109,8 @@ def main() -> NoReturn:
     config = attrs.evolve(WorkerConfig.load(start.config), token=os.environ.get("TASKQ_TOKEN", ""))
     pipe = socket.socket(fileno=start.pipe_fd)
     os.environ.setdefault("TASKQ_URL", config.connect)  # what tasks enqueue goes to the broker that they came from
+    if config.tls_ca:
+        os.environ.setdefault(CA_VARIABLE, config.tls_ca)
     app = _load(config, pipe)
     _tune_memory()
     with asyncio.Runner(loop_factory=loop_factory()) as loop:

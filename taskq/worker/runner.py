@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any
 
 from taskq import ids
-from taskq.connection import Address, Channel, hello
+from taskq.connection import Address, Channel, Untrusted, hello
 from taskq.core import messages as m
 from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
@@ -65,7 +65,8 @@ class Runner:
         self._code = 0
         self._changed = asyncio.Event()
         self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed)
-        self._channel = Channel(Address.parse(config.connect), hello("worker", config.name), self._on_event, token=config.token)
+        greeting = hello("worker", config.name)
+        self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news
         self._guard = StallGuard(self._channel, self._bench.put)
         self._events: dict[type, Callable[[Any], None]] = {
@@ -75,6 +76,7 @@ class Runner:
             Refused: self._refused,
             Closed: self._closed,
             Stale: self._ignore,
+            Untrusted: self._ignore,
         }
         self._pushes: dict[type, Callable[[Any], None]] = {
             m.Deliver: self._deliver,
@@ -152,7 +154,7 @@ class Runner:
 
     # ---- events of the channel
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: Event | Untrusted) -> None:
         try:
             self._events[type(event)](event)
         except Exception as error:
@@ -227,8 +229,8 @@ class Runner:
         else:
             log.warning("the broker ended the connection: %s", event.error)
 
-    def _ignore(self, event: Event) -> None:
-        """Stale: the channel drops the transport by itself."""
+    def _ignore(self, event: Event | Untrusted) -> None:
+        """Stale, Untrusted: the channel tries again by itself, and the pulse tells why there is no connection."""
 
     # ---- what the broker pushes
 

@@ -26,7 +26,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 class WorkerConfig:
     """`app` is `module` or `module:attribute`.  No `queues`: `default` and those of the app's tasks.  `pool` is auto, async, thread or process:
     where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish.  `token`: the access token,
-    which goes to the runner through its environment, as everybody can read the command line of a process."""
+    which goes to the runner through its environment, as everybody can read the command line of a process.  `tls_ca`: a file with the authorities
+    that may have signed a tls:// broker's certificate, see `trust`."""
 
     connect: str
     app: str | None = None
@@ -37,6 +38,7 @@ class WorkerConfig:
     reload: bool = False
     name: str = ""
     token: str = attrs.field(default="", repr=False)
+    tls_ca: str = ""
 
     def dump(self) -> str:
         return json.dumps(attrs.asdict(attrs.evolve(self, token="")))

@@ -21,7 +21,8 @@ def test_help_explains_every_setting_with_its_default_and_its_variable(run: Run)
     text = " ".join(done.stdout.split())
     assert done.returncode == 0
     for row in settings_of(BrokerConfig):
-        assert f"{row.flag} {row.kind.metavar} {row.help} [default: {row.shown_default()}; {row.environment}]" in text
+        told = f"{row.flag} {row.kind.metavar} {row.help} [default: {row.shown_default()}; {row.environment}]"
+        assert " ".join(told.split()) in text
     assert "A DURATION is a number of seconds" in text and "A SIZE is a number of bytes" in text
 
 
@@ -103,6 +104,9 @@ def test_a_data_folder_that_cannot_be_made_is_a_message(start: Start, tmp_path: 
         ((), {"TASKQ_LEASE": "soon"}, "lease (environment variable TASKQ_LEASE)"),
         (("--config", "missing.toml"), {}, "missing.toml cannot be read"),
         ((), {"TASKQ_LOOP": "trio"}, "TASKQ_LOOP: 'trio'"),
+        (("--listen", "0.0.0.0:0"), {}, "listen: 0.0.0.0:0 can be reached from other machines"),
+        (("--http", "[::]:0"), {"TASKQ_AUTH": "yes"}, "so tls_cert with tls_key must be set"),
+        (("--tls-cert", "cert.pem"), {}, "tls_key: is missing"),
     ],
 )
 def test_bad_settings_end_it_with_78(run: Run, arguments: tuple[str, ...], environ: dict[str, str], text: str) -> None:
@@ -119,6 +123,14 @@ def test_taskq_toml_of_the_working_directory_is_read(start: Start, tmp_path: Pat
     assert broker.stop() == 0
     assert "settings are read from taskq.toml" in broker.errors
     assert "TASKQ_SHARD is no setting" in broker.errors
+
+
+def test_insecure_lets_others_in_and_says_so_at_each_start(start: Start) -> None:
+    for _ in range(2):
+        broker = start("broker", "--listen", "0.0.0.0:0", "--http", "127.0.0.1:0", "--insecure")
+        assert broker.wait_for(READY)["tcp"].startswith("0.0.0.0:")
+        assert broker.stop() == 0
+        assert "WARNING taskq.broker insecure is set: whoever reaches 0.0.0.0:0 or 127.0.0.1:0 can enqueue, read and cancel tasks" in broker.errors
 
 
 def test_an_unknown_flag_is_a_usage_error(run: Run) -> None:

@@ -46,7 +46,7 @@ def on(host: str, name: str, *arguments: str) -> list[str]:
 def test_a_worker_on_another_host_runs_the_tasks(hosts: tuple[str, str], spawn: Spawn, tmp_path: Path) -> None:
     there, here = hosts
     (tmp_path / "greeting.py").write_text("from taskq import App\napp = App()\n@app.task\ndef greet(name: str) -> str: return 'hello ' + name\n")
-    broker = spawn(on(there, "broker", "--listen", f"{BROKER}:0", "--http", "127.0.0.1:0"))
+    broker = spawn(on(there, "broker", "--listen", f"{BROKER}:0", "--http", "127.0.0.1:0", "--insecure"))
     address = broker.wait_for(READY)["tcp"]
     assert address.startswith(BROKER)
     worker = spawn(on(here, "worker", "--connect", address, "--app", "greeting"))
