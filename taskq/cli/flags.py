@@ -11,6 +11,7 @@ import click
 
 from taskq.config import YES_OR_NO, Setting, settings_of
 from taskq.errors import StartError
+from taskq.printable import printable_lines
 from taskq.version import VERSION
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,5 +44,5 @@ def start_errors(program: str) -> Iterator[None]:
     try:
         yield
     except StartError as error:
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        print(f"{program}: {printable_lines(str(error))}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
