@@ -27,6 +27,7 @@ import msgpack
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
+from taskq.storage.folder import open_own
 
 T = TypeVar("T")
 Pack: TypeAlias = Callable[[Any], bytes]
@@ -334,7 +335,7 @@ class SqliteStore:
             raise
 
     async def _open(self) -> dict[str, int]:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm files the same mode
+        os.close(open_own(self.path, os.O_RDWR | os.O_CREAT))  # SQLite gives its -wal and -shm files the same mode
         self._connection = await aiosqlite.connect(self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None)
         return await self._run(_prepare, self.path)
 
