@@ -46,6 +46,7 @@ from taskq.core.shard import Shard
 from taskq.errors import DataFolderLocked, Draining, StartError, StoreCorrupt
 from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
+from taskq.storage.folder import open_own, prepare
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
 from taskq.storage.sqlite import SqliteStore, integrity_check
@@ -383,14 +384,16 @@ class Node:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The data folder is ours alone, for as long as this process keeps the lock."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    if prepare(folder):
+        log.warning("%s could be read by other users of this machine; its mode is 0700 now", folder)
+    fd = open_own(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         raise DataFolderLocked(f"{folder} is used by another broker; stop it, or choose another folder with --data") from None
     try:
+        prepare(folder / "journal")
         yield
     finally:
         os.close(fd)
@@ -400,13 +403,14 @@ def _secret(path: Path) -> bytes:
     """The key that sessions are proved with; made at the first start."""
     if not path.exists():
         fresh = path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = open_own(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(fd, "wb") as file:
             file.write(secrets.token_bytes(SECRET_BYTES))
             file.flush()
             os.fsync(fd)
         fresh.rename(path)
-    return path.read_bytes()
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        return file.read()
 
 
 def _ms(seconds: float) -> int:

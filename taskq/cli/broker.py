@@ -164,7 +164,9 @@ def ready_line(config: BrokerConfig, node: Node) -> str:
 def log_to_stderr(config: BrokerConfig, file: Path | None) -> None:
     import logging
 
-    logging.basicConfig(level=config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    from taskq import printable
+
+    printable.log_to_stderr(logging.getLevelNamesMapping()[config.log_level.upper()], LOG_FORMAT)
     log = logging.getLogger("taskq.broker")
     if file is not None:
         log.info("settings are read from %s", file)

@@ -12,6 +12,7 @@ import click
 
 from taskq.config import YES_OR_NO, Setting, settings_of
 from taskq.errors import ConfigError, StartError
+from taskq.printable import printable_lines
 from taskq.version import VERSION
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,5 +64,5 @@ def start_errors(program: str, exit_code: int | None = None) -> Iterator[None]:
     try:
         yield
     except StartError as error:
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        print(f"{program}: {printable_lines(str(error))}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code if exit_code is None else exit_code)

@@ -22,6 +22,7 @@ from taskq.cli.flags import HELP, TOKEN_FILE_HELP, token_from
 from taskq.cli.token import token
 from taskq.core.messages import ENCODINGS
 from taskq.errors import BrokerUnavailable, StartError, TaskqError
+from taskq.printable import printable
 from taskq.version import VERSION
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
 DEADLINE = "5s"
+ERROR_CHARACTERS_MAX = 4_000
 # where the context of a command keeps the name of the file
 TOKEN_FILE = "taskq.token_file"
 BROKER_HELP = "The broker; tls://HOST:PORT for TLS. [default: localhost:7000; TASKQ_URL]"
@@ -110,7 +112,7 @@ def connected(url: str | None) -> Iterator[Client]:
 
 
 def _end(code: int, error: Exception) -> None:
-    print(f"taskq: {error}", file=sys.stderr, flush=True)
+    print(f"taskq: {printable(str(error), ERROR_CHARACTERS_MAX)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -204,14 +206,14 @@ def task(task_id: str, url: str | None, as_json: bool) -> None:
 
 def _tell_end(info: TaskInfo, as_json: bool) -> None:
     """The result of a finished task; exit 1 for one that did not complete."""
-    from taskq.cli.tables import jsonable
+    from taskq.cli.tables import print_json, print_text
 
     done = info.state == "completed"
     if as_json or not done:
         _print(everything(info), as_json, lambda: show_task(info))
     else:
         result = decoded(info, "result")
-        print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=jsonable))
+        print_text(result) if isinstance(result, str) else print_json(result)
     if not done:
         sys.exit(EXIT_FAILED)
 

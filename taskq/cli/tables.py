@@ -13,6 +13,8 @@ from typing import Any
 
 import attrs
 
+from taskq.printable import UNFIT, printable, printable_lines
+
 CELL_CHARACTERS_MAX = 300
 GAP = "  "
 
@@ -53,7 +55,13 @@ ATTEMPTS = (
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=jsonable))
+    """JSON escapes the older control characters by itself; the others are escaped in its own way, so that it reads back as it was."""
+    print(UNFIT.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False, default=jsonable)))
+
+
+def print_text(text: str) -> None:
+    """A result as it is, into a file or a pipe; on a terminal it may do nothing but be read."""
+    print(printable_lines(text) if sys.stdout.isatty() else text)
 
 
 def jsonable(value: Any) -> Any:
@@ -70,8 +78,7 @@ def cell(value: Any, key: str = "") -> str:
     if isinstance(value, (list, tuple)):
         value = ", ".join(map(str, value)) or "-"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=jsonable)
-    line = text.strip().replace("\n", " ⏎ ")
-    return line if len(line) <= CELL_CHARACTERS_MAX else line[: CELL_CHARACTERS_MAX - 1] + "…"
+    return printable(text.strip().replace("\n", " ⏎ "), CELL_CHARACTERS_MAX)
 
 
 def moment(ms: int) -> str:
@@ -127,4 +134,4 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in fields)
     for name, text in fields:
-        print(f"{name.ljust(width)}{GAP}{text}")
+        print(f"{name.ljust(width)}{GAP}{printable(text)}")

@@ -30,6 +30,7 @@ import msgpack
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
+from taskq.storage.folder import open_own
 from taskq.storage.seal import BrokenSeal, Pack, seal_of_finished, seal_of_live, seal_of_number, unsealed_finished, unsealed_live
 
 T = TypeVar("T")
@@ -406,7 +407,7 @@ class SqliteStore:
         wal = self.path.with_name(f"{self.path.name}-wal")
         if wal.exists() and wal.stat().st_size and not (self.path.exists() and self.path.stat().st_size):
             raise StoreCorrupt(f"{self.path}: the file is missing or empty, but its log {wal.name} is there; the files were left untouched")
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its -wal and -shm files the same mode
+        os.close(open_own(self.path, os.O_RDWR | os.O_CREAT))  # SQLite gives its -wal and -shm files the same mode
         self._connection = await aiosqlite.connect(self.path, timeout=BUSY_SECONDS_MAX, isolation_level=None)
         meta, self.checked = await self._run(_prepare, self.path, self._pack)
         return meta

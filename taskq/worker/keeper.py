@@ -32,6 +32,7 @@ import attrs
 from taskq.connection import Address, Channel, Untrusted, hello
 from taskq.core import messages as m
 from taskq.errors import BrokerUnavailable, TaskqError
+from taskq.printable import printable_lines
 from taskq.protocol.link import Closed, Event
 from taskq.worker import reload
 from taskq.worker.page import Page
@@ -229,7 +230,7 @@ class Keeper:
             return
         if "fatal" in fields:
             child.fatal = fields["fatal"]
-            print(f"taskq-worker: {child.fatal}", file=sys.stderr, flush=True)
+            print(f"taskq-worker: {printable_lines(child.fatal)}", file=sys.stderr, flush=True)
         else:
             child.session, child.secret = bytes.fromhex(fields["session"]), bytes.fromhex(fields["secret"])
             child.heartbeat_ms = fields["heartbeat_ms"]

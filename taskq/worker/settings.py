@@ -8,6 +8,8 @@ import os
 
 import attrs
 
+from taskq import printable
+
 # a result of this much measured work may wait in the worker beside what runs; more would sit here while another worker is idle
 PREFETCH_S = 0.05
 PREFETCH_MAX = 2_000
@@ -51,4 +53,4 @@ class WorkerConfig:
 
 def log_to_stderr() -> None:
     """One line an event; what tasks carry is never in it."""
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}] %(message)s")
+    printable.log_to_stderr(logging.INFO, f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}] %(message)s", logging.INFO)
