@@ -1,16 +1,19 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make sim     more seeds of the simulation (SEEDS=0:2000)
+# make kills   kill -9 of everything, 1,000 times in each mode (KILLS=1000 MODE=fsync,os,memory), and a storm of stale reports
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
+KILLS ?= 1000
+MODE ?= fsync,os,memory
 JOBS ?= 2
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker
 PROGRAMS := curl wrk ip
 
-.PHONY: demo test lint bench bench-micro sim programs clean
+.PHONY: demo test lint bench bench-micro sim kills programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -31,6 +34,10 @@ bench-micro: $(VENV)/ready
 
 sim: $(VENV)/ready
 	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
+
+kills: $(VENV)/ready
+	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --mode $(MODE) --jobs $(JOBS)
+	$(BIN)/python tests/campaigns/storm.py
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }
