@@ -16,10 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from campaigns import ledger
 from campaigns.failing_broker import POINTS
 from campaigns.kills_world import run_world
-
-from campaigns import ledger
 
 CYCLES = 25
 

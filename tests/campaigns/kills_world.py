@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from campaigns.failing_broker import POINTS
-from campaigns.kills_checker import Row, Verdict, check
 from programs import READY, WAIT_S, Program, environment
 
+from campaigns.failing_broker import POINTS
+from campaigns.kills_checker import Row, Verdict, check
 from taskq import AsyncClient, serial
 from taskq.core.task import STATES, Task, describe
 from taskq.storage.rows import task_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from campaigns.failing_broker import POINTS, Step
 from campaigns.kills_world import WINDOW_MS, World
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
+
 from campaigns.kills_checker import MS, Row, Verdict, check
 
 KILL = 1_000 * MS
