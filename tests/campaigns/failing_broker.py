@@ -33,7 +33,7 @@ from taskq.storage.sqlite import SqliteStore
 
 BEFORE, AFTER, DURING = "before", "after", "during"
 DURING_S = 0.002
-FORGOTTEN_EACH = 5
+FORGOTTEN_EACH = 3
 
 
 def always(*arguments: Any) -> bool:

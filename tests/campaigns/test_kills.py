@@ -25,7 +25,7 @@ def test_a_kill_costs_nothing_that_the_mode_promises(mode: str, seed: int, tmp_p
 
 
 def test_a_broker_that_acknowledges_what_it_never_wrote_is_found_out(tmp_path: Path) -> None:
-    outcome = World("fsync", 1, tmp_path, plant="forget-enqueues").live(KILLS)
+    outcome = World("fsync", 1, tmp_path, plant="forget-enqueues").live(KILLS // 2)
     assert outcome.verdict.lost > 0
     assert any("was acknowledged and is not there" in problem for problem in outcome.problems)
 
