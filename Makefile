@@ -3,18 +3,21 @@
 # make full-disk  a tmpfs that fills up under load (CYCLES=20)
 # make sim     more seeds of the simulation (SEEDS=0:2000)
 # make audit   known holes in the packages that taskq uses
+# make kills   kill -9 of everything, 1,000 times in each mode (KILLS=1000 MODE=fsync,os,memory), and a storm of stale reports
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
+KILLS ?= 1000
+MODE ?= fsync,os,memory
 JOBS ?= 2
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace makes a disk slow
 PROGRAMS := curl wrk ip openssl strace
 
 CYCLES ?= 20
 
-.PHONY: full-disk demo test lint bench bench-micro sim audit programs clean
+.PHONY: full-disk demo test lint bench bench-micro sim kills audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -43,6 +46,9 @@ audit: $(VENV)/ready
 	$(PYTHON) -m venv .audit
 	.audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	-.audit/bin/pip-audit --progress-spinner off --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+kills: $(VENV)/ready
+	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --mode $(MODE) --jobs $(JOBS)
+	$(BIN)/python tests/campaigns/storm.py
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

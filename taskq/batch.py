@@ -39,10 +39,11 @@ def encode_payload(payload: Any, task_type: str) -> Encoded:
 
 @attrs.define(eq=False)
 class Batch:
-    """The tasks that will leave in one frame, and who waits for each."""
+    """The tasks that will leave in one frame, and who waits for each.  `resent`: they came with an id, so they may have been sent before."""
 
     queue: str
     deadline_s: float
+    resent: bool = False
     items: list[Encoded] = attrs.field(factory=list)
     task_types: list[str] = attrs.field(factory=list)
     options: list[Options] = attrs.field(factory=list)

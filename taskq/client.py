@@ -86,7 +86,7 @@ class AsyncClient:
         self._welcomed = False
         self._offset_ms = 0
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
-        self._batches: dict[tuple[str, float], Batch] = {}
+        self._batches: dict[tuple[str, float, bool], Batch] = {}
         self._slot_of = lru_cache(maxsize=1_024)(ids.slot_of_queue)
 
     async def __aenter__(self) -> AsyncClient:
@@ -128,10 +128,10 @@ class AsyncClient:
         size = len(item[0])
         if size > self._payload_bytes_max:
             raise self._too_large(task_type, size)
-        key = options.queue, deadline_s
+        key = options.queue, deadline_s, options.id is not None
         batch = self._batches.get(key)
         if batch is None:
-            batch = self._batches[key] = Batch(options.queue, deadline_s)
+            batch = self._batches[key] = Batch(*key)
             if len(self._batches) == 1:
                 channel.loop.call_soon(self._flush)
         future: asyncio.Future[TaskHandle[Any]] = channel.loop.create_future()
@@ -191,7 +191,8 @@ class AsyncClient:
 
     def _send(self, batch: Batch) -> None:
         try:
-            self._open().request(self._message(batch.queue, batch.items, batch.task_types, batch.options), batch, batch.deadline_s)
+            message = self._message(batch.queue, batch.items, batch.task_types, batch.options)
+            self._open().request(message, batch, batch.deadline_s, batch.resent)
         except TaskqError as error:
             batch.refuse(error)
 

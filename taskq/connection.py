@@ -279,12 +279,12 @@ class Channel:
 
     # ---- requests
 
-    def request(self, message: Any, owner: Any, timeout_s: float | None = None) -> None:
+    def request(self, message: Any, owner: Any, timeout_s: float | None = None, resent: bool = False) -> None:
         """Ask; one Answered or Refused with this owner comes to `on_event`.  Without a timeout it may wait for ever for a broker to come back."""
         if self._stopped:
             raise BrokerUnavailable("the connection to the broker was closed by this side")
         deadline_ms = 0 if timeout_s is None else self._now_ms() + max(1, round(timeout_s * 1000))
-        self.link.request(message, owner, deadline_ms)
+        self.link.request(message, owner, deadline_ms, resent)
         self._flush_soon()
 
     async def call(self, message: Any, timeout_s: float | None = None) -> Any:

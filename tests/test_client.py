@@ -121,6 +121,13 @@ class TestFrames:
             assert ids.is_valid(handle.raw) and ids.slot_of_id(handle.raw) == ids.slot_of_queue("email")
             assert 0 <= ids.ms_of_id(handle.raw) - BROKER_MS < 10_000
 
+    async def test_a_task_that_comes_with_an_id_is_flagged_and_the_others_of_its_turn_are_not(self) -> None:
+        async with scripted() as (broker, client):
+            first = await client.enqueue("t", {"n": 1})
+            again, other = await asyncio.gather(client.enqueue("t", {"n": 1}, id=first.id), client.enqueue("t", {"n": 2}))
+            assert [(frame.flags, frame.message.ids) for frame in broker.frames[1:]] == [(RESENT, first.raw), (0, other.raw)]
+            assert again == first
+
     async def test_many_tasks_are_cut_into_frames_by_number_and_by_bytes(self) -> None:
         async with scripted() as (broker, client):
             handles = await client.enqueue_many("t", ({"n": n} for n in range(2 * FRAME_TASKS_MAX + 1)))

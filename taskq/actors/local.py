@@ -38,9 +38,14 @@ class LocalSession:
             return
         self._seq += 1
         self._takers[self._seq] = reply
-        self._tell(self._requests.ask(self._seq, message, grant=grant))
+        self._tell(self._requests.ask(self._seq, message, _names_its_ids(message), grant=grant))
 
     def answered(self, reply: Reply) -> None:
         whole = self._requests.answered(reply.seq, reply.part, reply.message)
         if whole is not None:
             self._takers.pop(reply.seq)(whole)
+
+
+def _names_its_ids(message: Any) -> bool:
+    """Only a task that may have been sent before comes with an id: the store is asked, for memory may have forgotten it."""
+    return type(message) is m.Enqueue and any(message.ids)

@@ -8,8 +8,10 @@ false) until it comes to the head.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import deque
 from collections.abc import Collection, Iterator
+from operator import attrgetter
 
 import attrs
 
@@ -19,6 +21,7 @@ TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
 LOAD_TASKS = 2_000
 BATCH_BYTES = 1 << 20
+POSITION = attrgetter("position")
 
 
 @attrs.define
@@ -56,8 +59,7 @@ class Line:
         self._append(task)
         tasks = self.tasks
         tasks.pop()
-        at = next((at for at, other in enumerate(tasks) if other.position > task.position), len(tasks))
-        tasks.insert(at, task)
+        tasks.insert(bisect(tasks, task.position, key=POSITION), task)
 
     def load(self, task: Task) -> None:
         """The next task of the cold tail came from the store; it was counted before."""

@@ -183,10 +183,11 @@ class Link:
         """Nothing is in flight and nothing waits."""
         return not (self._pending or self._delayed or self._others.queue or any(lane.queue for lane in self._lanes.values()))
 
-    def request(self, message: Any, owner: Any, deadline_ms: int = 0) -> None:
-        """Ask the broker; exactly one Answered or Refused with this owner follows.  `deadline_ms` 0: no deadline."""
+    def request(self, message: Any, owner: Any, deadline_ms: int = 0, resent: bool = False) -> None:
+        """Ask the broker; exactly one Answered or Refused with this owner follows.  `deadline_ms` 0: no deadline.  `resent`: it may have been
+        sent before, by somebody else."""
         lane = self._lanes.get(type(message), self._others)
-        request = Request(message, owner, deadline_ms, lane)
+        request = Request(message, owner, deadline_ms, lane, resent)
         if deadline_ms:
             self._wake(deadline_ms)
         if self.state is READY and lane.in_flight < lane.limit and not lane.queue:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from time import process_time
+
 import pytest
 
 from taskq.core import queue as queue_module
@@ -122,3 +125,15 @@ def test_a_line_that_runs_low_is_asked_for_once(narrow_line: Line) -> None:
     assert queue.low() == [narrow_line]
     narrow_line.loading = True
     assert queue.low() == []
+
+
+def test_the_tasks_of_many_lost_workers_come_back_in_no_time() -> None:
+    tasks = [task_at(position) for position in range(1, 20_001)]
+    queue = filled(*tasks)
+    assert len(taken(queue, len(tasks))) == len(tasks)
+    random.Random(1).shuffle(tasks)
+    began = process_time()
+    for task in tasks:
+        queue.move(task, PENDING)
+    assert process_time() - began < 2
+    assert taken(queue, len(tasks)) == list(range(1, 20_001))
