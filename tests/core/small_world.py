@@ -193,7 +193,12 @@ class World:
         self.flushed()
         self.peers.clear()
         self.shared = attrs.evolve(
-            self.shared, budget=Budget(self.shared.budget.bytes_max), consumers={}, tokens=Sequence64(self.shared.tokens.following + (1 << 40))
+            self.shared,
+            budget=Budget(self.shared.budget.bytes_max),
+            consumers={},
+            held={},
+            alone={},
+            tokens=Sequence64(self.shared.tokens.following + (1 << 40)),
         )
         self.shards = [Shard(index, len(self.shards), self.shared) for index in range(len(self.shards))]
         at_once(load(self.store, self.shards, self.now_ms))
