@@ -1,6 +1,7 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make sim     more seeds of the simulation (SEEDS=0:2000)
+# make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ JOBS ?= 2
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker
 PROGRAMS := curl wrk ip
 
-.PHONY: demo test lint bench bench-micro sim programs clean
+.PHONY: demo test lint bench bench-micro sim leases programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -31,6 +32,9 @@ bench-micro: $(VENV)/ready
 
 sim: $(VENV)/ready
 	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
+
+leases: $(VENV)/ready
+	$(BIN)/python tests/campaigns/leases.py --record
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }
