@@ -4,6 +4,7 @@
 # make sim     more seeds of the simulation (SEEDS=0:2000)
 # make audit   known holes in the packages that taskq uses
 # make kills   kill -9 of everything, 1,000 times in each mode (KILLS=1000 MODE=fsync,os,memory), and a storm of stale reports
+# make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ PROGRAMS := curl wrk ip openssl strace
 
 CYCLES ?= 20
 
-.PHONY: full-disk demo test lint bench bench-micro sim kills audit programs clean
+.PHONY: full-disk demo test lint bench bench-micro sim kills leases audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -49,6 +50,8 @@ audit: $(VENV)/ready
 kills: $(VENV)/ready
 	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --mode $(MODE) --jobs $(JOBS)
 	$(BIN)/python tests/campaigns/storm.py
+leases: $(VENV)/ready
+	$(BIN)/python tests/campaigns/leases.py --record
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

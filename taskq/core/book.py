@@ -18,7 +18,7 @@ from taskq.core import messages as m
 from taskq.core.admission import Admission, Limits, full
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.queue import Budget, Queue
-from taskq.core.task import DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
+from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.errors import Answer, BadRequest
 from taskq.ids import SLOTS, slot_of_queue
 
@@ -48,8 +48,8 @@ def _without_flush(task: Task) -> None:
 
 @attrs.define(eq=False)
 class Shared:
-    """What the shards of one broker share.  `queues`: how many there are in all shards.  `before_change` is called with a task that a flush has
-    taken, before it changes."""
+    """What the shards of one broker share.  `queues`: how many there are in all shards.  `held`: the leases of the sessions, by shard.  `alone`:
+    see alone.py.  `before_change` is called with a task that a flush has taken, before it changes."""
 
     sequence: Sequence64
     tokens: Sequence64
@@ -57,6 +57,8 @@ class Shared:
     rng: random.Random
     limits: Limits = attrs.field(factory=Limits)
     consumers: Consumers = attrs.field(factory=dict)
+    held: dict[int, dict[bytes, dict[int, Task]]] = attrs.field(factory=dict)
+    alone: dict[bytes, Task] = attrs.field(factory=dict)
     admission: Admission = attrs.field(factory=Admission)
     durability: int = m.FSYNC
     pruned_id_ms: int = 0
@@ -76,11 +78,14 @@ class Book:
         self.keys: dict[tuple[str, str], Task] = {}
         self.queues: dict[str, Queue] = {}
         self.held: dict[bytes, dict[int, Task]] = {}
+        shared.held[index] = self.held
+        self.alone = shared.alone
         self.subscribers: dict[str, list[Consumer]] = {}
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0
         self.touched: dict[str, None] = {}
+        self.held_back: dict[str, None] = {}
         self.dirty: list[Task] = []
         self.taken: list[Task] = []
         self.suspects: set[bytes] = set()
@@ -202,6 +207,8 @@ class Book:
         queue.counts[task.state] += 1
         if task.state == RUNNING:
             self.held.setdefault(task.session, {})[task.token] = task
+            if task.crashes >= CRASHES_ALONE:
+                self.alone[task.session] = task
         elif task.state in TIMED:
             self.set_timer(task.due_ms, task)
 
@@ -219,12 +226,14 @@ class Book:
         """Every invariant that can be seen from inside; for tests."""
         for queue in self.queues.values():
             assert all(count >= 0 for count in queue.counts), (queue.name, queue.counts)
-            for line in queue.lines.values():
+            lines = [*queue.lines.values(), queue.apart]
+            for line in lines:
                 live = [task for task in line.tasks if task.hot]
                 assert line.hot == len(live) <= line.waiting, (line.hot, len(live), line.waiting)
                 assert all(task.state == PENDING for task in live)
                 assert [task.position for task in live] == sorted(task.position for task in live)
-            assert queue.counts[PENDING] == sum(line.waiting for line in queue.lines.values())
+            assert queue.counts[PENDING] == sum(line.waiting for line in lines)
+            assert not queue.apart.cold and all(task.crashes >= CRASHES_ALONE for task in queue.apart.tasks if task.hot)
             assert queue.bytes >= 0, (queue.name, queue.bytes)
         running = [task for task in self.tasks.values() if task.state == RUNNING]
         held = {token: task for tasks in self.held.values() for token, task in tasks.items()}

@@ -12,12 +12,13 @@ from functools import partial
 from struct import pack
 
 from taskq.core import messages as m
+from taskq.core.alone import forget, match_alone
 from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, LineLoad, Reply
 from taskq.core.queue import LOAD_TASKS, Queue
 from taskq.core.records import Granted
-from taskq.core.task import PENDING, RETRYING, RUNNING, SCHEDULED, TIMED, Task
+from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, RUNNING, SCHEDULED, TIMED, Task
 from taskq.ids import ID_BYTES, slot_of_queue, split
 
 GRANT_TASKS_MAX = 1_000
@@ -38,6 +39,11 @@ def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> De
 
 def match(book: Book, now_ms: int) -> Iterator[Granted]:
     """Grant what can be granted in the touched queues, and ask for cold tasks where a line runs low."""
+    if book.alone:
+        forget(book, now_ms)
+    if book.held_back:
+        book.touched.update(book.held_back)
+        book.held_back = {}
     touched, book.touched = book.touched, {}
     for name in sorted(touched, key=partial(_rank, book)) if len(touched) > 1 else touched:
         followers = book.subscribers.get(name)
@@ -47,8 +53,12 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
             followers[:] = [consumer for consumer in followers if name in consumer.queues]
         queue = book.queues.get(name)
         if queue is not None and queue.counts[PENDING] and not book.admission.draining:
+            if queue.apart.waiting:
+                yield from _grant_alone(book, queue, followers, now_ms)
             yield from _match_queue(book, queue, followers, now_ms)
             _fill(book, queue)
+            if book.alone and queue.counts[PENDING]:
+                book.held_back[name] = None
 
 
 def _rank(book: Book, name: str) -> int:
@@ -58,8 +68,10 @@ def _rank(book: Book, name: str) -> int:
 
 def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
     waiting = [consumer for consumer in followers if consumer.room > 0 and consumer.deadline_ms > now_ms]
-    while waiting and queue.counts[PENDING]:
-        share = -(-queue.counts[PENDING] // len(waiting))
+    if book.alone:
+        waiting = [consumer for consumer in waiting if consumer.session not in book.alone]
+    while waiting and (ready := queue.counts[PENDING] - queue.apart.waiting):
+        share = -(-ready // len(waiting))
         served = []
         for consumer in waiting:
             wanted = min(consumer.room, share, GRANT_TASKS_MAX)
@@ -74,6 +86,13 @@ def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: in
             if granted:
                 followers.append(followers.pop(followers.index(consumer)))
         waiting = served
+
+
+def _grant_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
+    for consumer, task in match_alone(book, queue, followers, now_ms):
+        record = _grant(book, consumer, queue.name, [task], now_ms)
+        yield record
+        book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, [task])))
 
 
 def _grant(book: Book, consumer: Consumer, queue: str, tasks: list[Task], now_ms: int) -> Granted:
@@ -128,6 +147,8 @@ def evolve_granted(book: Book, record: Granted) -> None:
         task.started_ms = now_ms
         delivery += 1
         held[token] = task
+    if count == 1 and task.crashes >= CRASHES_ALONE:
+        book.alone[session] = task
 
 
 def _fill(book: Book, queue: Queue) -> None:
@@ -154,6 +175,8 @@ def blocker(book: Book, task: Task, now_ms: int) -> str:
         return f"no connected worker has task type {task.options.task_type}"
     if all(consumer.deadline_ms <= now_ms for consumer in able):
         return f"none of the {len(able)} workers that can run it is heard of"
-    if all(consumer.room <= 0 for consumer in able):
+    if task.hot and task.crashes >= CRASHES_ALONE:
+        return f"it was running when {task.crashes} workers died, and waits for one that is idle, to run alone"
+    if all(consumer.room <= 0 or consumer.session in book.alone for consumer in able):
         return f"all {len(able)} workers that can run it are busy"
     return "about to be delivered"

@@ -4,6 +4,8 @@ A *line* is the pending tasks of one queue with the same priority and task type,
 memory, then a cold tail in the store, known by count.  Every hot position is lower than every cold one: an arrival goes cold if the tail is
 not empty or the memory budget is spent.  A task that leaves the line from the middle (a cancel) stays in the FIFO as a dead entry (`hot` is
 false) until it comes to the head.
+
+Tasks that have to run alone (see alone.py) wait in a line `apart`, of all priorities and types, whose tasks are all hot.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from operator import attrgetter
 
 import attrs
 
-from taskq.core.task import PENDING, RETRYING, RUNNING, STATES, Options, Task
+from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task
 
 TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
@@ -34,6 +36,8 @@ class Budget:
 
 @attrs.define(eq=False)
 class Line:
+    """`passed`: the highest position that was loaded and went apart."""
+
     queue: str
     priority: int
     task_type: str
@@ -42,6 +46,7 @@ class Line:
     hot: int = 0
     waiting: int = 0
     loading: bool = False
+    passed: int = 0
 
     @property
     def cold(self) -> int:
@@ -83,8 +88,8 @@ class Line:
             tasks.popleft()
 
     def last_position(self) -> int:
-        """The highest position that is hot, 0 if none is."""
-        return next((task.position for task in reversed(self.tasks) if task.hot), 0)
+        """The highest position that is hot or went apart, 0 if none is: the cold tail begins behind it."""
+        return max(self.passed, next((task.position for task in reversed(self.tasks) if task.hot), 0))
 
     def peek(self, count: int, below_position: int) -> list[Task]:
         """The first tasks of the line: at most `count`, all below the position, and no more than BATCH_BYTES of payload unless it is one task."""
@@ -112,8 +117,12 @@ class Queue:
     counts: list[int] = attrs.field(factory=lambda: [0] * len(STATES))
     bytes: int = 0
     bytes_taken: int = 0
+    apart: Line = attrs.field(init=False)
     _options: Options | None = None
     _line: Line | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.apart = Line(self.name, 0, "", self.budget)
 
     def line(self, priority: int, task_type: str) -> Line:
         line = self.lines.get((priority, task_type))
@@ -132,7 +141,7 @@ class Queue:
         """Change a task's state and keep the counts and the line right."""
         before = task.state
         if before == PENDING:
-            self.line_of(task).remove(task)
+            (self.apart if task.crashes >= CRASHES_ALONE and task.hot else self.line_of(task)).remove(task)
         self.counts[before] -= 1
         task.move(state)
         self.counts[state] += 1
@@ -140,7 +149,9 @@ class Queue:
             self.bytes -= len(task.payload)
         elif before > RETRYING:
             self.bytes += len(task.payload)
-        if state == PENDING:
+        if state == PENDING and task.crashes >= CRASHES_ALONE:
+            self.apart.give_back(task)
+        elif state == PENDING:
             line = self.line_of(task)
             line.give_back(task) if before == RUNNING else line.add(task)
 
@@ -148,6 +159,15 @@ class Queue:
     def length(self) -> int:
         """Its unfinished tasks; the states that are not final come first."""
         return sum(self.counts[: RETRYING + 1])
+
+    def load(self, line: Line, task: Task) -> None:
+        """The next task of the line's cold tail came from the store; it was counted before."""
+        if task.crashes >= CRASHES_ALONE:
+            line.waiting -= 1
+            line.passed = task.position
+            self.apart.give_back(task)
+        else:
+            line.load(task)
 
     def ready(self, task_types: Collection[str]) -> list[Line]:
         """The lines with waiting tasks of these types, most urgent priority first."""

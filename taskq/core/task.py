@@ -30,6 +30,8 @@ NEXT: dict[int, frozenset[int]] = {
 
 HISTORY_MAX = 20
 CRASHES_MAX = 3
+# a task with so many crashes runs alone: the next one would make it a dead letter, and must be its own
+CRASHES_ALONE = CRASHES_MAX - 1
 COPY_BYTES_MAX = 1_024
 # the row in the store is as the task is; is behind; is behind, and a flush will make it
 CLEAN, DIRTY, TAKEN = range(3)

@@ -10,14 +10,15 @@ from taskq.core.task import CLEAN, FAILED, FINAL, PENDING
 def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
     """The next cold tasks of a line: they become hot unless memory knows better."""
     load = command.message.load
-    line = book.queue(load.queue).line(load.priority, load.task_type)
+    queue = book.queue(load.queue)
+    line = queue.line(load.priority, load.task_type)
     line.loading = False
     last = line.last_position()
     for row in command.message.tasks:
         task = book.tasks.get(row.id, row)
         if task.state == PENDING and not task.hot and task.position == row.position > last:
             book.adopt(task)
-            line.load(task)
+            queue.load(line, task)
     book.touched[load.queue] = None
     return [], None
 

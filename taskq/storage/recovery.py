@@ -153,14 +153,15 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: 
 async def _load_before(store: Store, shard: Shard, queue: str, priority: int, task_type: str, position: int) -> None:
     """What waits before a running task of its line was given back, and is hot: the running one may come back too, and every hot position is
     lower than every cold one."""
-    line = shard.queue(queue).line(priority, task_type)
+    waiting = shard.queue(queue)
+    line = waiting.line(priority, task_type)
     after_position = 0
     while rows := await store.line(queue, priority, task_type, PENDING, after_position, PAGE_ROWS):
         for task in map(task_of, rows):
             if task.position > position:
                 return
             shard.adopt(task)
-            line.load(task)
+            waiting.load(line, task)
             after_position = task.position
 
 

@@ -10,6 +10,7 @@ Rules:
 - A runner that has to be killed while it stops takes no blame for its tasks: they are given back uncharged.
 - What no restart can cure (an app that cannot be imported, a refused subscription) ends the worker with that error; with --reload it waits for
   a change of the code.
+- A bug in here ends the worker at once, with exit code 70, and gives its tasks back uncharged: a runner that nobody guards must not go on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, monotonic_ns
@@ -37,7 +38,7 @@ from taskq.protocol.link import Closed, Event
 from taskq.worker import reload
 from taskq.worker.page import Page
 from taskq.worker.parent import cause_of_death
-from taskq.worker.settings import EXIT_FATAL, RESTART_MAX_S, RESTART_MIN_S, STEADY_S, STOP_GRACE_S, WorkerConfig, log_to_stderr
+from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, RESTART_MAX_S, RESTART_MIN_S, STEADY_S, STOP_GRACE_S, WorkerConfig, log_to_stderr
 
 log = logging.getLogger("taskq.worker.keeper")
 
@@ -125,6 +126,7 @@ class Keeper:
         self._address = Address.parse(config.connect)
         self._child: Child | None = None
         self._level = 0
+        self._code = 0
         self._restarting = False
         self._stopping = asyncio.Event()
         self._code_changed = asyncio.Event()
@@ -149,7 +151,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        watch = loop.create_task(self._watch_code()) if self._config.reload else None
+        watch = self._guard(self._watch_code()) if self._config.reload else None
         try:
             return await self._keep()
         finally:
@@ -173,7 +175,7 @@ class Keeper:
             elif code != 0:
                 self._tell_death(child, code, restart)
             if self._level or (code == 0 and not restart):
-                return 0
+                return self._code
             if code == 0 or child.fatal or restart:
                 continue
             pause_s = RESTART_MIN_S if monotonic() - child.started_s > STEADY_S else min(RESTART_MAX_S, pause_s * 2)
@@ -181,7 +183,7 @@ class Keeper:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
             if self._level:
-                return 0
+                return self._code
 
     def _signalled(self) -> None:
         """The first signal drains, the second stops at once."""
@@ -189,6 +191,20 @@ class Keeper:
         self._stopping.set()
         log.info("stopping" if self._level == 1 else "stopping at once")
         self._ask_to_stop(self._level)
+
+    def _guard(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._guard_over)
+        return task
+
+    def _guard_over(self, guard: asyncio.Task[None]) -> None:
+        if guard.cancelled() or guard.exception() is None:
+            return
+        log.critical("bug in the keeper, the worker ends", exc_info=guard.exception())
+        self._code, self._level = EXIT_BUG, 2
+        self._stopping.set()
+        if self._child is not None:
+            self._child.kill("stopping")
 
     def _ask_to_stop(self, level: int) -> None:
         child = self._child
@@ -237,7 +253,7 @@ class Keeper:
 
     async def _live_with(self, child: Child) -> int:
         """Guard the runner until it ends; its return code."""
-        guards = [asyncio.ensure_future(self._renew(child)), asyncio.ensure_future(self._enforce_deadlines(child))]
+        guards = [self._guard(self._renew(child)), self._guard(self._enforce_deadlines(child))]
         code = await child.process.wait()
         for guard in guards:
             guard.cancel()

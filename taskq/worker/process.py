@@ -120,13 +120,21 @@ def _reap(popen: subprocess.Popen[bytes]) -> None:
 
 
 class ProcessPool:
-    """At most `size` children.  `begin` is called when a job really starts, `finished` when it is over."""
+    """At most `size` children.  `begin` is called when a job really starts, `finished` when it is over, `failed` with a bug in here."""
 
-    def __init__(self, app: str, size: int, begin: Callable[[Job], None], finished: Callable[[Job, Outcome], None]) -> None:
+    def __init__(
+        self,
+        app: str,
+        size: int,
+        begin: Callable[[Job], None],
+        finished: Callable[[Job, Outcome], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
         self._app = app
         self._size = size
         self.begin = begin
         self._finished = finished
+        self._failed = failed
         self._children: set[Child] = set()
         self._idle: list[Child] = []
         self._backlog: deque[Job] = deque()
@@ -201,7 +209,13 @@ class ProcessPool:
     def _do(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """What goes wrong here leaves a job without an end: nothing can be trusted."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
 
 
 def _crash(child: Child, cause: str) -> Verdict:

@@ -94,6 +94,7 @@ class Runner:
             log.warning("the worker has no task types and takes nothing; name your tasks with --app module")
         self._channel.start()
         pulse = asyncio.get_running_loop().create_task(self._beat_pulse())
+        pulse.add_done_callback(self._pulse_over)
         await self._until(lambda: self._level > 0, None)
         await self._drain()
         pulse.cancel()
@@ -315,6 +316,10 @@ class Runner:
             self._channel.credit(room)
 
     # ---- time
+
+    def _pulse_over(self, pulse: asyncio.Task[None]) -> None:
+        if not pulse.cancelled() and (error := pulse.exception()) is not None:
+            self._failed(error)
 
     async def _beat_pulse(self) -> None:
         while True:

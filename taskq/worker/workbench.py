@@ -58,7 +58,7 @@ class Workbench:
         self._timers: dict[Job, asyncio.TimerHandle] = {}
         self._thread_limits_ns: dict[Job, int] = {}
         self._threads = ThreadPool(self._loop, self._thread_over)
-        self._processes = ProcessPool(app, min(concurrency, os.cpu_count() or 1), self._begin_timed, self._over)
+        self._processes = ProcessPool(app, min(concurrency, os.cpu_count() or 1), self._begin_timed, self._over, failed)
         self._start: dict[str, Callable[[Job], None]] = {"thread": self._start_thread, "process": self._start_process}
 
     # ---- the outside

@@ -30,12 +30,12 @@ from taskq.core.lookup import WAIT_MS_MAX
 from taskq.core.queue import LINE_HOT_MIN, Budget
 from taskq.core.report import COUNTERS, ERROR_CHARS_MAX, ERROR_TYPE_CHARS_MAX
 from taskq.core.shard import Shard
-from taskq.core.task import CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
+from taskq.core.task import CRASHES_ALONE, CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
 from taskq.durations import seconds
 from taskq.gateway.http1 import HttpLimits
 from taskq.options import CHECKS
 from taskq.protocol.guard import DEPTH_MAX
-from taskq.worker.settings import EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
+from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
 
 OPERATIONS = read("docs/operations.md")
 LIFECYCLE = read("docs/task-lifecycle.md")
@@ -169,7 +169,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     told = {program: sorted(int(code) for name, code, _ in rows if name == program) for program in {row[0] for row in rows}}
     starts = {cls.exit_code for cls in (errors.StartError, *errors.StartError.__subclasses__())}
     assert told["`taskq-broker`"] == sorted({0, EXIT_CRASH, *starts})
-    assert told["`taskq-worker`"] == sorted({0, EXIT_FATAL})
+    assert told["`taskq-worker`"] == sorted({0, EXIT_BUG, EXIT_FATAL})
     assert told["`taskq`"] == sorted({0, people.EXIT_FAILED, people.EXIT_UNAVAILABLE})
     assert told["all"] == [people.EXIT_USAGE]
     assert f"grows from {RESTART_MIN_S:g} s to {RESTART_MAX_S:g} s" in " ".join(OPERATIONS.split())
@@ -194,6 +194,8 @@ def all_blockers() -> Iterator[str]:
     consumer.allowed = 1
     yield blocker(core, task, NOW_MS)
     yield blocker(core, task, consumer.deadline_ms)
+    task.crashes = CRASHES_ALONE
+    yield blocker(core, task, NOW_MS)
     for state in (SCHEDULED, RETRYING):
         yield blocker(core, Task(bytes(16), 1, "mail", Options("send"), b"", state, NOW_MS, due_ms=NOW_MS + 1_500), NOW_MS)
 

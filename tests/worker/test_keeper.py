@@ -12,7 +12,7 @@ import pytest
 from taskq import serial
 from taskq.core import messages as m
 from taskq.worker.keeper import runs
-from taskq.worker.settings import EXIT_FATAL
+from taskq.worker.settings import EXIT_BUG, EXIT_FATAL
 
 APP = """
 import asyncio, os, signal, time
@@ -107,6 +107,35 @@ async def test_the_death_of_a_runner_is_told_with_its_cause_and_it_is_started_ag
     again, _ = await pids(broker)
     assert again != runner
     assert (await worker.stop())[0] == 0
+
+
+@pytest.mark.parametrize("broken", ["Keeper._keepalive", "Page.overdue"])
+async def test_a_bug_in_the_keeper_ends_the_worker_loudly_and_gives_its_tasks_back(broker: Any, worker: Any, broken: str) -> None:
+    (worker.directory / "sitecustomize.py").write_text(
+        "import sys\nif sys.argv[0] == '-c':\n    from taskq.worker.keeper import Keeper\n    from taskq.worker.page import Page\n"
+        "    def fail(self, _):\n        if not isinstance(self, Page) or self.received: raise ZeroDivisionError\n        return False\n"
+        f"    {broken} = fail\n"
+    )
+    await worker.start(broker.url)
+    await broker.expect(m.Hello, "keeper")
+    await broker.expect(m.Credit)
+    broker.deliver(("wait", []))
+    code, errors = await worker.end()
+    assert code == EXIT_BUG
+    assert "bug in the keeper, the worker ends" in errors and "ZeroDivisionError" in errors
+    assert (await broker.expect(m.Died, "keeper")).cause == ""
+
+
+async def test_a_bug_in_the_pulse_of_the_runner_ends_the_runner(broker: Any, worker: Any) -> None:
+    (worker.directory / "keeper_app.py").write_text(
+        APP + "\nfrom taskq.worker.workbench import Workbench\ndef fail(bench): 1 // (not len(bench))\nWorkbench.relieve = fail\n"
+    )
+    await worker.start(broker.url)
+    await broker.expect(m.Keepalive, "keeper")
+    broker.deliver(("wait", []))
+    assert (await broker.expect(m.Died, "keeper")).cause == f"exit code {EXIT_BUG}"
+    _, errors = await worker.stop()
+    assert "bug in the worker, the runner ends" in errors and "ZeroDivisionError" in errors
 
 
 async def test_a_task_that_holds_the_loop_beyond_its_timeout_and_the_grace_is_ended(broker: Any, worker: Any) -> None:

@@ -1,0 +1,67 @@
+"""Tasks that were there when two workers died run alone, so that the third crash, which makes a dead letter, is their own.
+
+A crash is charged to all that ran in the dead worker.  After two of them a task waits apart (`Queue.apart`) for a worker session without any
+lease.  Is there none, a session is kept for it: it gets nothing new until it has finished what it runs.  At most half of a queue's sessions
+are kept or busy in this way, so that the others go on with everything else.
+
+`Book.alone` has, by session, the task that it is kept for or runs alone.  It is no state of its own: an entry counts as long as `_counts` finds
+it true, and a restart makes anew what the running tasks tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from taskq.core.book import Book
+from taskq.core.consumer import Consumer
+from taskq.core.queue import Queue
+from taskq.core.task import PENDING, RUNNING, Task
+
+
+def forget(book: Book, now_ms: int) -> None:
+    """Take out what is over."""
+    for session, task in list(book.alone.items()):
+        if not _counts(book, session, task, now_ms):
+            del book.alone[session]
+
+
+def _counts(book: Book, session: bytes, task: Task, now_ms: int) -> bool:
+    """A session runs its task, or is there and may get it."""
+    if task.state == RUNNING:
+        return task.session == session
+    consumer = book.consumers.get(session)
+    return task.state == PENDING and consumer is not None and consumer.deadline_ms > now_ms and task.queue in consumer.queues
+
+
+def match_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[tuple[Consumer, Task]]:
+    """Who gets which task now; the caller grants it before it asks for the next."""
+    taken = sum(consumer.session in book.alone for consumer in followers)
+    most = max(1, len(followers) // 2)
+    unable: set[str] = set()
+    for task in [task for task in queue.apart.tasks if task.hot]:
+        kept = next((session for session, other in book.alone.items() if other is task), None)
+        if task.options.task_type in unable or (kept is None and taken >= most):
+            continue
+        able = [consumer for consumer in followers if _is_able(book, consumer, task, now_ms)]
+        if not able:
+            unable.add(task.options.task_type)
+            continue
+        chosen = min(able, key=lambda consumer: _leases(book, consumer))
+        taken += kept is None
+        if not _leases(book, chosen):
+            book.alone.pop(kept or b"", None)
+            followers.append(followers.pop(followers.index(chosen)))
+            yield chosen, task
+        elif kept is None:
+            book.alone[chosen.session] = task
+
+
+def _is_able(book: Book, consumer: Consumer, task: Task, now_ms: int) -> bool:
+    if task.options.task_type not in consumer.task_types or consumer.deadline_ms <= now_ms:
+        return False
+    return book.alone.get(consumer.session, task) is task and (consumer.room > 0 or _leases(book, consumer) > 0)
+
+
+def _leases(book: Book, consumer: Consumer) -> int:
+    """How many leases the session holds, in all shards."""
+    return sum(len(held[consumer.session]) for held in book.shared.held.values() if consumer.session in held)
