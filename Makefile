@@ -1,16 +1,18 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make sim     more seeds of the simulation (SEEDS=0:2000)
+# make power-loss   images of what a power loss may leave (IMAGES=10000)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
+IMAGES ?= 10000
 JOBS ?= 2
-# curl and wrk talk to the HTTP door, ip makes a second host for a worker
-PROGRAMS := curl wrk ip
+# curl and wrk talk to the HTTP door, ip makes a second host for a worker, strace sees and breaks system calls
+PROGRAMS := curl wrk ip strace
 
-.PHONY: demo test lint bench bench-micro sim programs clean
+.PHONY: demo test lint bench bench-micro sim power-loss programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -32,6 +34,9 @@ bench-micro: $(VENV)/ready
 sim: $(VENV)/ready
 	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
 
+power-loss: $(VENV)/ready programs
+	$(BIN)/python tests/campaigns/power_loss.py --images $(IMAGES) --jobs $(JOBS)
+
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }
 	$(PYTHON) -m venv $(VENV)
@@ -42,7 +47,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 programs:
 	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2 strace; \
 	fi
 
 clean:

@@ -40,6 +40,7 @@ from taskq.core.shard import Shard
 from taskq.errors import DataFolderLocked, Draining, StartError, StoreCorrupt
 from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
+from taskq.storage.files import make_folder, replace_file
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
 from taskq.storage.sqlite import SqliteStore, integrity_check
@@ -322,7 +323,7 @@ class Node:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The data folder is ours alone, for as long as this process keeps the lock."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -338,13 +339,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _secret(path: Path) -> bytes:
     """The key that sessions are proved with; made at the first start."""
     if not path.exists():
-        fresh = path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(fd)
-        fresh.rename(path)
+        replace_file(path, secrets.token_bytes(SECRET_BYTES))
     return path.read_bytes()
 
 
