@@ -2,8 +2,10 @@
 
     python storm.py DATA MARKS SEED MODE END [END …]              END: seconds and a signal, such as 1.5KILL or 2TERM
 
+Exit code 3: a broker did not start.
 Whatever it is told by the broker becomes a line in MARKS, at once and with one write: `E 17 ID` (task 17 was acknowledged), `D 17 ID` (its result
-was shown), `F …` (it was shown as failed), `C …` (its cancelling was acknowledged).  A payload can be told from its number, so a file that
+was shown), `F …` (it was shown as failed), `C …` (its cancelling was acknowledged), `G …` (an enqueue that had no answer was sent again, and
+the task was there).  A payload can be told from its number, so a file that
 comes out of a storm can be checked without anything else.
 """
 
@@ -34,6 +36,7 @@ from taskq.errors import TaskqError
 from taskq.testing import worker
 
 QUEUE = "storm"
+NO_START = 3
 PRODUCERS = 4
 BATCH_MAX = 20
 PAUSE_S_MAX = 0.1
@@ -91,6 +94,8 @@ class Storm:
         handles = await self.client.enqueue_many(task_type, [payload_of(number) for number in numbers], deadline=30, **options)
         for number, handle in zip(numbers, handles, strict=True):
             self.mark("E", number, handle.id)
+            if not handle.created:
+                self.mark("G", number, handle.id)
         return list(zip(numbers, handles, strict=True))
 
     async def turn(self) -> None:
@@ -134,8 +139,9 @@ def start(data: str, mode: str, port: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", IN_CODE.format("broker"), *options]
     broker = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
     assert broker.stdout is not None
-    line = broker.stdout.readline()
-    assert re.match(READY, line), line
+    if not re.match(READY, broker.stdout.readline()):
+        broker.wait()
+        os._exit(NO_START)
     return broker
 
 
@@ -149,10 +155,11 @@ async def main(data: str, marks: str, seed: str, mode: str, *ends: str) -> None:
             producers = [asyncio.ensure_future(storm.produce()) for _ in range(PRODUCERS)]
             for index, end in enumerate(ends):
                 seconds, name = re.fullmatch(r"([\d.]+)([A-Z]+)", end).groups()
-                for ended in (await asyncio.wait(producers, timeout=float(seconds), return_when=asyncio.FIRST_COMPLETED))[0]:
+                death = asyncio.ensure_future(asyncio.to_thread(broker.wait))
+                for ended in (await asyncio.wait([*producers, death], timeout=float(seconds), return_when=asyncio.FIRST_COMPLETED))[0]:
                     ended.result()
                 broker.send_signal(getattr(signal, f"SIG{name}"))
-                await asyncio.to_thread(broker.wait)
+                await death
                 if index + 1 < len(ends):
                     broker = await asyncio.to_thread(start, data, mode, port)
             storm.over = True

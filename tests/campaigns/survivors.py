@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -82,6 +83,8 @@ async def look(data: Path, known: dict[bytes, Told]) -> Findings:
     by_id = {row[ID]: row for row in rows}
     if len(by_id) != len(rows):
         findings.wrong.append(f"{len(rows) - len(by_id)} tasks are there twice")
+    numbers = Counter(msgpack.unpackb(row[PAYLOAD])["number"] for row in rows)
+    findings.wrong += [f"task {number} was made {count} times" for number, count in numbers.items() if count > 1]
     findings.wrong += [words for row in rows if (words := wrong_with(row))]
     for task_id, said in known.items():
         findings.lost += lost(task_id, said, by_id.get(task_id))
