@@ -5,6 +5,8 @@
 # make audit   known holes in the packages that taskq uses
 # make kills   kill -9 of everything, 1,000 times in each mode (KILLS=1000 MODE=fsync,os,memory), and a storm of stale reports
 # make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
+# make power-loss   images of what a power loss may leave (IMAGES=10000)
+# make disk-errors  syncs and writes that fail (RUNS=600)
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,13 +14,14 @@ BIN := $(VENV)/bin
 SEEDS ?= 0:2000
 KILLS ?= 1000
 MODE ?= fsync,os,memory
+IMAGES ?= 10000
+RUNS ?= 600
+CYCLES ?= 20
 JOBS ?= 2
-# curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace makes a disk slow
+# curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-CYCLES ?= 20
-
-.PHONY: full-disk demo test lint bench bench-micro sim kills leases audit programs clean
+.PHONY: demo test lint bench bench-micro sim kills power-loss disk-errors full-disk leases audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -52,6 +55,11 @@ kills: $(VENV)/ready
 	$(BIN)/python tests/campaigns/storm.py
 leases: $(VENV)/ready
 	$(BIN)/python tests/campaigns/leases.py --record
+power-loss: $(VENV)/ready programs
+	$(BIN)/python tests/campaigns/power_loss.py --images $(IMAGES) --jobs $(JOBS)
+
+disk-errors: $(VENV)/ready programs
+	$(BIN)/python tests/campaigns/disk_errors.py --runs $(RUNS) --jobs $(JOBS)
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

@@ -46,6 +46,7 @@ from taskq.core.shard import Shard
 from taskq.errors import DataFolderLocked, Draining, StartError, StoreCorrupt
 from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
+from taskq.storage.files import replace_file
 from taskq.storage.folder import open_own, prepare
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
@@ -402,13 +403,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _secret(path: Path) -> bytes:
     """The key that sessions are proved with; made at the first start."""
     if not path.exists():
-        fresh = path.with_suffix(".new")
-        fd = open_own(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with os.fdopen(fd, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(fd)
-        fresh.rename(path)
+        replace_file(path, secrets.token_bytes(SECRET_BYTES))
     with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         return file.read()
 

@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 
 from taskq.errors import DataFolderUnsafe
+from taskq.storage.files import make_folder
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -21,7 +22,7 @@ def prepare(folder: Path) -> bool:
     """The folder, there and safe; True if others could read in it until now.  Raises DataFolderUnsafe, OSError."""
     if folder.is_symlink() and folder.lstat().st_uid not in (0, os.geteuid()):
         raise DataFolderUnsafe(f"{folder} is a symbolic link that user {folder.lstat().st_uid} has made; name the folder itself with --data")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return _tighten(fd, folder, 0o700)

@@ -35,7 +35,8 @@ from crc32c import crc32c
 
 from taskq.errors import JournalCorrupt, StartError
 from taskq.storage.base import JournalBatch
-from taskq.storage.witness import Witness, read_witness, sync_path, write_witness
+from taskq.storage.files import make_folder, sync_path
+from taskq.storage.witness import Witness, read_witness, write_witness
 
 Buffer: TypeAlias = bytes | memoryview
 
@@ -192,7 +193,7 @@ class FileJournal:
     # ---- recovery -----------------------------------------------------------------------------------------------------------------
 
     def read(self, after_lsn: int) -> Iterator[JournalBatch]:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path)
         paths = sorted(path for path in self.path.iterdir() if _NAME.fullmatch(path.name))
         if paths:
             sync_path(paths[-1])  # after a kill its end may be in the page cache only; older segments were synced before it was made

@@ -9,7 +9,6 @@ is replaced as a whole.  Where there is none, as in a data folder that was made 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from struct import Struct
 
@@ -17,6 +16,7 @@ import attrs
 from crc32c import crc32c
 
 from taskq.errors import JournalCorrupt, StartError
+from taskq.storage.files import replace_file
 
 MAGIC = b"taskqWIT"
 VERSION = 1
@@ -51,20 +51,4 @@ def read_witness(path: Path) -> Witness:
 def write_witness(path: Path, witness: Witness) -> None:
     """Replace the file, durably."""
     fields = _FIELDS.pack(MAGIC, VERSION, witness.segment, witness.emptied_lsn)
-    fresh = path.with_name(f"{path.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(fields + _CRC.pack(crc32c(fields)))
-        file.flush()
-        os.fsync(fd)
-    fresh.rename(path)
-    sync_path(path.parent)
-
-
-def sync_path(path: Path) -> None:
-    """fsync of a folder, or of a file that is not open for writing."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    replace_file(path, fields + _CRC.pack(crc32c(fields)))

@@ -1,186 +1,173 @@
-"""The storm of stale reports: workers that hold leases fall silent until all are lost, then all of them report at once.
+"""A load for brokers that do not end well: a program that starts a broker, gives it work of every kind, ends it and starts it again.
 
-    .venv/bin/python tests/campaigns/storm.py --workers 100 --tasks 200
+    python storm.py DATA MARKS SEED MODE END [END …]              END: seconds and a signal, such as 1.5KILL or 2TERM
 
-Workers are bare connections that speak frames.  Their tasks are, when the storm comes, waiting again (`waiting`), held by an heir (`held`), or
-completed by the heir (`done`).  Each token is reported once: an ack, a fail or a release, every second frame flagged as sent again.  None may be
-accepted, each must be told LEASE_LOST, and every task must end with the heir's result.
+Exit code 3: a broker did not start.
+Whatever it is told by the broker becomes a line in MARKS, at once and with one write: `E 17 ID` (task 17 was acknowledged), `D 17 ID` (its result
+was shown), `F …` (it was shown as failed), `C …` (its cancelling was acknowledged), `G …` (an enqueue that had no answer was sent again, and
+the task was there).  A payload can be told from its number, so a file that
+comes out of a storm can be checked without anything else.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import logging
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import attrs
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from taskq import AsyncClient, ids, testing
-from taskq.batch import FRAME_TASKS_MAX
-from taskq.connection import hello
-from taskq.core import messages as m
-from taskq.protocol.codec import encode
-from taskq.protocol.frames import RESENT
-from taskq.protocol.framing import FrameDecoder
+from programs import IN_CODE, READY, environment
 
-MOMENTS = ("waiting", "held", "done")
-LEASE_S, HEARTBEAT_S = 1.0, 0.3
-LOOK_S = 0.02
-FRAME_BYTES_MAX = 64 << 20
+from taskq import App, AsyncClient, TaskFailed
+from taskq.errors import TaskqError
+from taskq.testing import worker
+
+QUEUE = "storm"
+NO_START = 3
+PRODUCERS = 4
+BATCH_MAX = 20
+PAUSE_S_MAX = 0.1
+LARGE_SHARE = 0.03
+SETTINGS = ("--journal-segment-bytes", "64KiB", "--shards", "2", "--drain", "0", "--log-level", "warning", "--http", "127.0.0.1:0")
+app = App()
 
 
-@attrs.define
+@cache
+def data_of(number: int) -> bytes:
+    """The bytes of a task's payload."""
+    rng = random.Random(number)
+    return rng.randbytes(rng.randrange(4_000, 30_000) if rng.random() < LARGE_SHARE else rng.randrange(200))
+
+
+def payload_of(number: int) -> dict[str, Any]:
+    return {"number": number, "data": data_of(number)}
+
+
+def result_of(number: int) -> bytes:
+    return data_of(number)[::-1]
+
+
+@app.task(queue=QUEUE)
+async def turn(number: int, data: bytes) -> bytes:
+    return data[::-1]
+
+
+@app.task(queue=QUEUE, max_attempts=1)
+async def break_down(number: int, data: bytes) -> None:
+    raise ValueError(str(number))
+
+
 class Storm:
-    """What came of it: reports by the outcome that they were told, and tasks by what they are at the end."""
+    def __init__(self, client: AsyncClient, marks: Path, rng: random.Random) -> None:
+        self.client, self.rng = client, rng
+        self.marks = os.open(marks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.number = 0
+        self.watched: set[asyncio.Task[None]] = set()
+        self.over = False
 
-    told: Counter[str] = attrs.field(factory=Counter)
-    ended: Counter[str] = attrs.field(factory=Counter)
+    def mark(self, letter: str, number: int, task_id: str) -> None:
+        os.write(self.marks, f"{letter} {number} {task_id}\n".encode())
 
-    @property
-    def stale_accepted(self) -> int:
-        return self.told["ok"]
+    async def produce(self) -> None:
+        kinds = (self.turn, self.turn, self.keep, self.break_down, self.cancel)
+        while not self.over:
+            with suppress(TaskqError):
+                await self.rng.choice(kinds)()
+            await asyncio.sleep(self.rng.uniform(0, PAUSE_S_MAX))
 
+    async def enqueue(self, task_type: str, count: int, **options: Any) -> list[tuple[int, Any]]:
+        numbers = range(self.number, self.number + count)
+        self.number += count
+        handles = await self.client.enqueue_many(task_type, [payload_of(number) for number in numbers], deadline=30, **options)
+        for number, handle in zip(numbers, handles, strict=True):
+            self.mark("E", number, handle.id)
+            if not handle.created:
+                self.mark("G", number, handle.id)
+        return list(zip(numbers, handles, strict=True))
 
-class BareWorker:
-    """A worker session without a worker: it takes what it is given, and reports what it is told to."""
+    async def turn(self) -> None:
+        for number, handle in await self.enqueue("turn", self.rng.randint(1, BATCH_MAX), queue=QUEUE, priority=self.rng.randint(0, 9)):
+            self.watch(self.see(number, handle))
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.held: dict[bytes, bytes] = {}
-        self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._seq = 0
-        self._news = asyncio.Event()
+    async def keep(self) -> None:
+        later = {"delay": "1h"} if self.rng.random() < 0.3 else {"queue": "kept"}
+        await self.enqueue("keep", self.rng.randint(1, 5), **later)
 
-    async def connect(self, address: str, queues: Sequence[str], tasks: int) -> None:
-        host, _, port = address.rpartition(":")
-        self._reader, self._writer = await asyncio.open_connection(host, int(port))
-        self._reading = asyncio.get_running_loop().create_task(self._read())
-        await self.ask(hello("worker", self.name))
-        await self.ask(m.Consume(list(queues), ["t"], tasks))
-        self._writer.write(b"".join(encode(m.Credit(tasks))))
+    async def break_down(self) -> None:
+        number, self.number = self.number, self.number + 1
+        options = {"queue": QUEUE, "max_attempts": 1, "key": f"key {number}", "deadline": 30}
+        handle = await self.client.enqueue("break_down", payload_of(number), **options)
+        self.mark("E", number, handle.id)
+        self.watch(self.see(number, handle))
 
-    async def _read(self) -> None:
-        decoder = FrameDecoder(FRAME_BYTES_MAX)
-        while data := await self._reader.read(1 << 16):
-            for frame in decoder.feed(data):
-                if isinstance(frame.message, m.Deliver):
-                    self.held.update(zip(ids.split(frame.message.ids, 16), ids.split(frame.message.tokens, 8), strict=True))
-                    self._news.set()
-                elif frame.seq in self._answers:
-                    self._answers.pop(frame.seq).set_result(frame.message)
+    async def cancel(self) -> None:
+        for number, handle in await self.enqueue("keep", 2, queue="kept"):
+            if await self.client.cancel(handle) == "cancelled":
+                self.mark("C", number, handle.id)
 
-    async def ask(self, message: Any, flags: int = 0) -> Any:
-        self._seq += 1
-        answer = self._answers[self._seq] = asyncio.get_running_loop().create_future()
-        self._writer.write(b"".join(encode(message, self._seq, flags)))
-        return await answer
+    async def see(self, number: int, handle: Any) -> None:
+        try:
+            result = await self.client.result(handle, timeout=60)
+            assert result == result_of(number)
+            self.mark("D", number, handle.id)
+        except TaskFailed:
+            self.mark("F", number, handle.id)
+        except TaskqError:
+            pass
 
-    async def holds(self, tasks: int) -> None:
-        while len(self.held) < tasks:
-            self._news.clear()
-            await self._news.wait()
-
-    async def beat(self) -> None:
-        """Confirm what was received, and go on living."""
-        await self.ask(m.Heartbeat(len(self.held), b"".join(self.held.values())))
-
-    async def live(self) -> None:
-        while True:
-            await self.beat()
-            await asyncio.sleep(HEARTBEAT_S)
-
-    async def ack(self, wanted: Sequence[bytes], flags: int = 0) -> bytes:
-        tokens = b"".join(self.held[task_id] for task_id in wanted)
-        answer: m.Reported = await self.ask(m.Ack([self.name.encode()] * len(wanted), b"".join(wanted), tokens, [m.BYTES]), flags)
-        return answer.outcomes
-
-    async def report(self, flags: int) -> bytes:
-        """A third of each kind of report."""
-        third = max(1, len(self.held) // 3)
-        acked, failed, released = (list(self.held)[begin:end] for begin, end in ((0, third), (third, 2 * third), (2 * third, None)))
-        outcomes = await self.ack(acked, flags)
-        for wanted, message in ((failed, self._fail), (released, self._release)):
-            if wanted:
-                answer: m.Reported = await self.ask(message(b"".join(wanted), b"".join(self.held[task_id] for task_id in wanted)), flags)
-                outcomes += answer.outcomes
-        return outcomes
-
-    def _fail(self, wanted: bytes, tokens: bytes) -> m.Fail:
-        return m.Fail(wanted, tokens, [m.DISCARD], [0], ["Stale"], ["too late"])
-
-    def _release(self, wanted: bytes, tokens: bytes) -> m.Release:
-        return m.Release(wanted, tokens, [0])
-
-    async def close(self) -> None:
-        self._writer.close()
-        self._reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._reading
+    def watch(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self.watched.add(task)
+        task.add_done_callback(self.watched.discard)
 
 
-async def storm(workers: int, tasks: int) -> Storm:
-    """`workers` of them, a third for each moment, with `tasks` leases each."""
-    found = Storm()
-    async with testing.broker(lease=LEASE_S, heartbeat=HEARTBEAT_S, durability="os") as node, AsyncClient(node.tcp) as client:
-        late = [(BareWorker(f"late {number}"), MOMENTS[number % 3]) for number in range(workers)]
-        wanted = Counter({moment: tasks * sum(each == moment for _, each in late) for moment in MOMENTS})
-        handles = [handle for queue, count in wanted.items() for handle in await client.enqueue_many("t", [b""] * count, queue=queue)]
-        for worker, moment in late:
-            await worker.connect(node.tcp, [moment], tasks)
-        await asyncio.gather(*(worker.holds(tasks) for worker, _ in late))
-        await asyncio.gather(*(worker.beat() for worker, _ in late))
-        while any(row["running"] for row in await client.queues()):
-            await asyncio.sleep(LOOK_S)
-        heir = BareWorker("heir")
-        await heir.connect(node.tcp, MOMENTS[1:], len(handles))
-        await heir.holds(wanted["held"] + wanted["done"])
-        living = asyncio.get_running_loop().create_task(heir.live())
-        done = {task_id for worker, moment in late if moment == "done" for task_id in worker.held}
-        await _ack_all(heir, [task_id for task_id in heir.held if task_id in done])
-        reports = await asyncio.gather(*(worker.report(RESENT * (number % 2)) for number, (worker, _) in enumerate(late)))
-        found.told.update(
-            {"ok": sum(each.count(m.REPORT_OK) for each in reports), "LEASE_LOST": sum(each.count(m.REPORT_LEASE_LOST) for each in reports)}
-        )
-        if not found.stale_accepted:  # else the heir would wait for what it can never get
-            await heir.ask(m.Consume(list(MOMENTS), ["t"], len(handles)))
-            await heir.holds(len(handles))
-            await _ack_all(heir, [task_id for task_id in heir.held if task_id not in done])
-        for handle in handles:
-            info = await client.get(handle)
-            found.ended[f"{info.state} {bytes(info.result_bytes).decode()}"] += 1
-        living.cancel()
-        for worker in (heir, *(worker for worker, _ in late)):
-            await worker.close()
-    return found
+def start(data: str, mode: str, port: int) -> subprocess.Popen[str]:
+    options = ("--listen", f"127.0.0.1:{port}", "--data", data, "--durability", mode, *SETTINGS)
+    command = [sys.executable, "-c", IN_CODE.format("broker"), *options]
+    broker = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert broker.stdout is not None
+    if not re.match(READY, broker.stdout.readline()):
+        broker.wait()
+        os._exit(NO_START)
+    return broker
 
 
-async def _ack_all(heir: BareWorker, wanted: Sequence[bytes]) -> None:
-    """By queue, since a frame is about one."""
-    by_slot: dict[int, list[bytes]] = {}
-    for task_id in wanted:
-        by_slot.setdefault(ids.slot_of_id(task_id), []).append(task_id)
-    for some in by_slot.values():
-        for begin in range(0, len(some), FRAME_TASKS_MAX):
-            outcomes = await heir.ack(some[begin : begin + FRAME_TASKS_MAX])
-            assert not any(outcomes), "the heir has lost a lease"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=100)
-    parser.add_argument("--tasks", type=int, default=200, help="for each worker")
-    options = parser.parse_args()
-    found = asyncio.run(storm(options.workers, options.tasks))
-    print(f"{found.told.total():,} stale reports: {found.stale_accepted} accepted, {found.told['LEASE_LOST']:,} told LEASE_LOST; {dict(found.ended)}")
-    return bool(found.stale_accepted or len(found.ended) != 1)
+async def main(data: str, marks: str, seed: str, mode: str, *ends: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    broker = await asyncio.to_thread(start, data, mode, port)
+    try:
+        async with AsyncClient(f"127.0.0.1:{port}", deadline=30) as client, worker(app, SimpleNamespace(tcp=f"127.0.0.1:{port}")):
+            storm = Storm(client, Path(marks), random.Random(seed))
+            producers = [asyncio.ensure_future(storm.produce()) for _ in range(PRODUCERS)]
+            for index, end in enumerate(ends):
+                seconds, name = re.fullmatch(r"([\d.]+)([A-Z]+)", end).groups()
+                death = asyncio.ensure_future(asyncio.to_thread(broker.wait))
+                for ended in (await asyncio.wait([*producers, death], timeout=float(seconds), return_when=asyncio.FIRST_COMPLETED))[0]:
+                    ended.result()
+                broker.send_signal(getattr(signal, f"SIG{name}"))
+                await death
+                if index + 1 < len(ends):
+                    broker = await asyncio.to_thread(start, data, mode, port)
+            storm.over = True
+            os._exit(0)
+    finally:
+        broker.kill()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.disable(logging.CRITICAL)
+    asyncio.run(main(*sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from campaigns.storm import storm
+from campaigns.stale_reports import storm
 
 WORKERS, TASKS = 12, 30
 
