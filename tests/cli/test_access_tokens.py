@@ -184,7 +184,7 @@ async def test_a_worker_comes_back_after_the_broker_was_killed_and_proves_itself
 
 
 async def test_a_token_that_is_revoked_ends_its_client_and_its_worker_waits_for_another_day(site: Site, start: Start, run: Run) -> None:
-    worker = start("worker", "--connect", site.address["tcp"], "--app", "tasks", TASKQ_TOKEN=site.tokens["worker"])
+    worker = start("worker", "--connect", site.address["tcp"], "--app", "tasks", "--drain", "1", TASKQ_TOKEN=site.tokens["worker"])
     worker.wait_for("new session", "stderr")
     async with AsyncClient(site.address["tcp"], token=site.tokens["mailer"]) as client:
         await client.enqueue("greet", {"name": "first"}, queue="email")
