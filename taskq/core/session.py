@@ -97,7 +97,11 @@ class Requests:
     def ask(self, seq: int, message: Any, resent: bool = False, session: bytes = b"", grant: Grant | None = None) -> list[tuple[int, fx.Command]]:
         """The commands for the shards."""
         pieces = self.ring.split(message)
-        self.open[seq] = Gather(pieces) if len(pieces) > 1 else None
+        if len(pieces) == 1:
+            ((shard, piece, _),) = pieces
+            self.open[seq] = None
+            return [(shard, fx.Command(self.origin, seq, piece, 0, resent, session, grant))]
+        self.open[seq] = Gather(pieces)
         return [(shard, fx.Command(self.origin, seq, piece, part, resent, session, grant)) for part, (shard, piece, _) in enumerate(pieces)]
 
     def answered(self, seq: int, part: int, answer: Any) -> Any:
@@ -144,7 +148,7 @@ class Session:
             self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {message!r} is unknown to this broker"))))
             return
         roles, handle = rule
-        if self.role and self.role not in roles:
+        if self.role not in roles and self.state is READY:
             self._answer(seq, Forbidden(f"a {self.role} session may not send {type(message).__name__.upper()}; open one with another role"))
             return
         if seq and seq in self.requests.open:
@@ -312,8 +316,8 @@ class Session:
     def _ask(self, seq: int, message: Any, resent: bool) -> None:
         if seq == 0:
             raise OutOfOrder("a request needs a seq from 1 up")
-        session = self.consumer.session if self.consumer is not None else b""
-        self.commands += self.requests.ask(seq, message, resent, session, self.grant)
+        consumer = self.consumer
+        self.commands += self.requests.ask(seq, message, resent, b"" if consumer is None else consumer.session, self.grant)
 
     def on_request(self, seq: int, message: Any, now_ms: int, resent: bool) -> None:
         self._ask(seq, message, resent)

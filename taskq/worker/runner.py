@@ -40,6 +40,8 @@ PULSE_S = 1.0
 CANCEL_S = 2.0
 REPORT_S = 5.0
 UNKNOWN_TYPE_DELAY_MS = 1_000
+# the broker does not take this worker now; what was to be said waits until it does
+TURNED_AWAY = (VersionUnsupported, AuthRequired, AuthFailed)
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -200,7 +202,7 @@ class Runner:
             self._guard.refused(owner)
         elif isinstance(event.error, BrokerUnavailable):
             log.warning("the worker ends before the broker has answered a %s", type(owner).__name__)
-        elif isinstance(event.error, VersionUnsupported):
+        elif isinstance(event.error, TURNED_AWAY):
             self._channel.request(owner, owner)
         elif isinstance(owner, m.Ack) and len(owner.payloads) > 1:
             for message in split_ack(owner):
