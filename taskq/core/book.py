@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sized
 from struct import unpack
 from typing import Any, TypeAlias
 
@@ -48,8 +48,8 @@ def _without_flush(task: Task) -> None:
 
 @attrs.define(eq=False)
 class Shared:
-    """What the shards of one broker share.  `queues`: how many there are in all shards.  `before_change` is called with a task that a flush has
-    taken, before it changes."""
+    """What the shards of one broker share.  `queues`: how many there are in all shards.  `held`: of each shard, the leases by session.
+    `before_change` is called with a task that a flush has taken, before it changes."""
 
     sequence: Sequence64
     tokens: Sequence64
@@ -61,6 +61,7 @@ class Shared:
     durability: int = m.FSYNC
     pruned_id_ms: int = 0
     queues: int = 0
+    held: list[Mapping[bytes, Sized]] = attrs.field(factory=list)
     before_change: Callable[[Task], None] = _without_flush
 
 
@@ -76,6 +77,7 @@ class Book:
         self.keys: dict[tuple[str, str], Task] = {}
         self.queues: dict[str, Queue] = {}
         self.held: dict[bytes, dict[int, Task]] = {}
+        shared.held.append(self.held)
         self.subscribers: dict[str, list[Consumer]] = {}
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
@@ -153,6 +155,10 @@ class Book:
         kept = {name: queue for name, queue in self.queues.items() if queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken}
         self.shared.queues -= len(self.queues) - len(kept)
         self.queues = kept
+
+    def leases_of(self, session: bytes) -> int:
+        """The tasks that a session has, of all shards."""
+        return sum([len(held[session]) for held in self.shared.held if session in held])
 
     def let_go(self, task: Task) -> None:
         """The lease of a task ends."""

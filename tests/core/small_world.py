@@ -200,6 +200,7 @@ class World:
             budget=Budget(self.shared.budget.bytes_max),
             consumers={},
             queues=0,
+            held=[],
             tokens=Sequence64(self.shared.tokens.following + (1 << 40)),
         )
         self.shards = [Shard(index, len(self.shards), self.shared) for index in range(len(self.shards))]
