@@ -52,8 +52,5 @@ def resident_bytes() -> int:
 
 def machine_bytes() -> int:
     """The memory that this process may have: the machine's, or less in a container."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES]
-    for file in CGROUP_FILES:
-        if file.is_file() and (text := file.read_text().strip()).isdecimal():
-            limits.append(int(text))
-    return min(limits)
+    limits = [file.read_text().strip() for file in CGROUP_FILES if file.is_file()]
+    return min([os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES, *(int(text) for text in limits if text.isdecimal())])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from campaigns.full_disk import cycle
 
 DISK_MIB, PATIENCE_S = 24, 1.2

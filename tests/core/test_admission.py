@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from small_world import Worker, World, enqueue_of
+from small_world import PASS_MS, Worker, World, enqueue_of
 
 from taskq.core import book
 from taskq.core import messages as m
@@ -163,6 +163,20 @@ def test_a_worker_has_at_most_so_many_tasks_whatever_it_asks_for() -> None:
         world.live(500)
         assert len(worker.held) <= 3
     assert done == 12
+
+
+def test_a_shard_whose_tasks_wait_for_leases_of_other_shards_looks_again_by_itself() -> None:
+    world = World(shards=2, leases_max=1)
+    first = "one"
+    second = next(name for name in ("two", "three", "four", "five") if world.ring.of_queue(name) != world.ring.of_queue(first))
+    world.enqueue(b"x", queue=first)
+    worker = Worker(world, "w1", first, second, credit=10)
+    world.enqueue(b"x", queue=second)
+    assert len(worker.held) == 1
+    assert world.turn(world.ring.of_queue(second), []).wake_at_ms == world.now_ms + PASS_MS
+    worker.ack(*worker.jobs)
+    world.live(PASS_MS)
+    assert len(worker.jobs) == 2
 
 
 # ---- time and disk
