@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from taskq.core import messages as m
+from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, Ready
@@ -32,7 +33,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.rng = random.Random(1)
-        self.shared = Shared(Sequence64(1), Sequence64(1 << 40), Budget(128 << 20), random.Random(2))
+        limits = Limits(queue_tasks_max=10_000_000, queue_bytes_max=10 << 30, leases_max=10_000_000)
+        self.shared = Shared(Sequence64(1), Sequence64(1 << 40), Budget(128 << 20), random.Random(2), limits)
         self.shard = Shard(0, 1, self.shared)
         self.worker = Consumer(SESSION, "w1", NOW_MS + 15_000, origin=2, queues=("email",), task_types=frozenset({"send_email"}))
         self.shared.consumers[SESSION] = self.worker

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 from pathlib import Path
 
-from taskq.config import AUTO, show_bytes
+from taskq.config import AUTO, MIB, show_bytes
 from taskq.core.admission import RETRY_MS, Admission, Lateness
 from taskq.errors import Overloaded
 
@@ -38,10 +39,12 @@ class Watch:
             self._admission.set("memory", self._memory())
 
     def _memory(self) -> Overloaded | None:
-        used = resident_bytes()
-        if used <= self.memory_bytes_max:
+        if resident_bytes() <= self.memory_bytes_max:
             return None
-        told = f"the broker uses {show_bytes(used)} of memory, its limit is {show_bytes(self.memory_bytes_max)} (memory_bytes_max); retry later"
+        give_back()
+        if (used := resident_bytes()) <= self.memory_bytes_max:
+            return None
+        told = f"the broker uses {used // MIB}MiB of memory, its limit is {show_bytes(self.memory_bytes_max)} (memory_bytes_max); retry later"
         return Overloaded(told, retry_after_ms=RETRY_MS)
 
 
@@ -50,10 +53,14 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
+def give_back() -> None:
+    """What was freed inside the process goes back to the system: the C library keeps it else, and would seem to be full for ever."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def machine_bytes() -> int:
     """The memory that this process may have: the machine's, or less in a container."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES]
-    for file in CGROUP_FILES:
-        if file.is_file() and (text := file.read_text().strip()).isdecimal():
-            limits.append(int(text))
-    return min(limits)
+    limits = [file.read_text().strip() for file in CGROUP_FILES if file.is_file()]
+    return min([os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES, *(int(text) for text in limits if text.isdecimal())])

@@ -46,9 +46,9 @@ def match_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int
         if not able:
             unable.add(task.options.task_type)
             continue
-        chosen = min(able, key=lambda consumer: _leases(book, consumer))
+        chosen = min(able, key=lambda consumer: book.leases_of(consumer.session))
         taken += kept is None
-        if not _leases(book, chosen):
+        if not book.leases_of(chosen.session):
             book.alone.pop(kept or b"", None)
             followers.append(followers.pop(followers.index(chosen)))
             yield chosen, task
@@ -59,9 +59,4 @@ def match_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int
 def _is_able(book: Book, consumer: Consumer, task: Task, now_ms: int) -> bool:
     if task.options.task_type not in consumer.task_types or consumer.deadline_ms <= now_ms:
         return False
-    return book.alone.get(consumer.session, task) is task and (consumer.room > 0 or _leases(book, consumer) > 0)
-
-
-def _leases(book: Book, consumer: Consumer) -> int:
-    """How many leases the session holds, in all shards."""
-    return sum(len(held[consumer.session]) for held in book.shared.held.values() if consumer.session in held)
+    return book.alone.get(consumer.session, task) is task and (consumer.room > 0 or book.leases_of(consumer.session) > 0)

@@ -159,6 +159,10 @@ class Book:
         self.shared.queues -= len(self.queues) - len(kept)
         self.queues = kept
 
+    def leases_of(self, session: bytes) -> int:
+        """The tasks that a session has, of all shards."""
+        return sum([len(held[session]) for held in self.shared.held.values() if session in held])
+
     def let_go(self, task: Task) -> None:
         """The lease of a task ends."""
         self.held_drop(task)

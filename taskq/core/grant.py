@@ -67,25 +67,32 @@ def _rank(book: Book, name: str) -> int:
 
 
 def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
-    waiting = [consumer for consumer in followers if consumer.room > 0 and consumer.deadline_ms > now_ms]
+    waiting = [consumer for consumer in followers if _room(book, consumer) > 0 and consumer.deadline_ms > now_ms]
     if book.alone:
         waiting = [consumer for consumer in waiting if consumer.session not in book.alone]
     while waiting and (ready := queue.counts[PENDING] - queue.apart.waiting):
         share = -(-ready // len(waiting))
         served = []
         for consumer in waiting:
-            wanted = min(consumer.room, share, GRANT_TASKS_MAX)
+            wanted = min(_room(book, consumer), share, GRANT_TASKS_MAX)
             granted = 0
             for tasks in queue.pick(consumer.task_types, wanted):
                 record = _grant(book, consumer, queue.name, tasks, now_ms)
                 yield record
                 book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, tasks)))
                 granted += len(tasks)
-            if granted and consumer.room > 0:
+            if granted and _room(book, consumer) > 0:
                 served.append(consumer)
             if granted:
                 followers.append(followers.pop(followers.index(consumer)))
         waiting = served
+    if queue.counts[PENDING] and any(consumer.room > _room(book, consumer) for consumer in followers):
+        book.touched[queue.name] = None
+
+
+def _room(book: Book, consumer: Consumer) -> int:
+    """How many more tasks it may be given.  One that has all that a worker may have is looked at again in the next turn."""
+    return min(consumer.room, book.limits.leases_max - book.leases_of(consumer.session))
 
 
 def _grant_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:

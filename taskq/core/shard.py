@@ -90,7 +90,7 @@ class Shard(Book):
 
     def _wake_at_ms(self, now_ms: int) -> int:
         due = self.timers[0][0] if self.timers else 0
-        if self.held or self.held_back:
+        if self.held or self.held_back or self.touched:
             lease = now_ms + PASS_MS
             return min(due, lease) if due else lease
         return due

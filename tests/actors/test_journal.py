@@ -13,8 +13,10 @@ import pytest
 from taskq.actors.journal import JournalActor
 from taskq.core.admission import Admission
 from taskq.core.effects import Reply
+from taskq.core.enqueue import error_of
 from taskq.core.messages import FSYNC, MEMORY, OS, Ok
 from taskq.core.records import Dropped
+from taskq.errors import NotFound, Overloaded
 from taskq.storage.journal import FileJournal
 
 WAIT_S = 10.0
@@ -179,3 +181,39 @@ async def test_a_bug_in_handing_replies_over_is_a_crash(house: House) -> None:
     house.submit(1)
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(asyncio.shield(house.crash), WAIT_S)
+
+
+async def test_who_is_refused_for_load_is_told_at_once_and_not_when_the_disk_is_done(house: House) -> None:
+    house.submit(1)
+    await house.until_syncing()
+    house.actor.submit([], [Reply(1, 2, 0, error_of(Overloaded())), Reply(1, 3, 0, error_of(NotFound()))])
+    assert await house.until_left(1) == [2]
+    house.journal.gate.set()
+    assert await house.until_left(3) == [2, 1, 3]
+
+
+async def test_one_write_that_takes_too_long_refuses_new_tasks_until_it_is_done(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.submit(1)
+    await house.until_syncing()
+    house.actor.look()
+    assert house.admission.refusal is None
+    monkeypatch.setattr(house.actor, "_delay_max_s", -1.0)
+    house.actor.look()
+    refusal = house.admission.refusal
+    assert refusal is not None and (refusal.code, refusal.retryable, refusal.retry_after_ms) == ("OVERLOADED", True, 500)
+    house.journal.gate.set()
+    await house.until_left(1)
+    assert house.admission.refusal is None
+
+
+async def test_a_new_file_is_begun_when_it_is_asked_for_so_that_the_old_one_can_go(house: House) -> None:
+    house.journal.gate.set()
+    for seq in (1, 2):
+        house.submit(seq)
+        await house.until_left(seq)
+        house.actor.roll()
+        house.actor.roll()
+    house.actor.drop(1)
+    house.submit(3)
+    await house.until_left(3)
+    assert [path.name for path in sorted(house.journal.path.iterdir())] == [f"{2:020d}.log", f"{3:020d}.log"]

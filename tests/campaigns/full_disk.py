@@ -1,8 +1,8 @@
 """A disk that fills up for real:  python tests/campaigns/full_disk.py --cycles 20 [--first 1]     (root: it mounts a tmpfs of 64 MiB for each cycle)
 
-A cycle of an odd seed: producers and a worker on a real broker, until it refuses with DISK_LOW.  Then it must be alive, some space must be left, and what runs
-must be able to end.  Then something else fills the disk to the last byte: the broker lives on its ballast, or stops.  Then there is space: it
-admits again, without a restart if it lived.  Then it is killed and started again, and everything that it ever acknowledged must be there.
+A cycle of an odd seed: producers and a worker on a real broker, until it refuses with DISK_LOW.  Then it must be alive, some space must be left, and
+what runs must be able to end.  Then something else fills the disk to the last byte: the broker lives on its ballast, or stops.  Then there is space:
+it admits again, without a restart if it lived.  Then it is killed and started again, and everything that it ever acknowledged must be there.
 
 A cycle of an even seed: the disk is filled by something else in the middle of the load, which may well be the wall for the broker.
 

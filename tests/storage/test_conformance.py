@@ -330,3 +330,14 @@ async def test_engines_agree_on_a_random_history(tmp_path: Path) -> None:
     finally:
         for store in stores:
             await store.close()
+
+
+async def test_what_can_be_given_back_at_once_is_and_what_is_spare_inside_is_told(store: Store) -> None:
+    await store.commit(WriteBatch(put=[row(seq, payload=bytes(2_000)) for seq in range(1, 501)]))
+    assert store.log_bytes() >= 0
+    assert await store.shrink() >= 0
+    assert store.log_bytes() == 0
+    await store.commit(WriteBatch(delete=list(range(1, 501))))
+    spare = await store.shrink()
+    assert spare > 500_000 if store.capabilities.durable else spare == 0
+    assert await everything(store) == []

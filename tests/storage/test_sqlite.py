@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -425,4 +426,20 @@ async def test_a_killed_process_loses_no_commit_and_leaves_none_half_done(tmp_pa
     meta = await store.open()
     assert meta["applied_lsn"] == confirmed == 39
     assert len(await store.load([2], 0, 10_000)) == confirmed * 50
+    await store.close()
+
+
+async def test_a_reader_in_the_way_of_giving_back_is_not_waited_for(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.sqlite")
+    await store.open()
+    reader = sqlite3.connect(f"{store.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM tasks").fetchone()
+    await store.commit(WriteBatch(meta={"a": 1}))
+    began_s = time.monotonic()
+    await store.shrink()
+    assert time.monotonic() - began_s < 2 and store.log_bytes() > 0
+    reader.close()
+    await store.shrink()
+    assert store.log_bytes() == 0
     await store.close()
