@@ -24,9 +24,11 @@ def make_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put these bytes in the place of the file, private and as a whole: a power loss leaves the old ones or the new ones."""
+    """Put these bytes in the place of the file, private and as a whole: a power loss leaves the old ones or the new ones.  What stands in the
+    way of the new file is taken away, never followed."""
     fresh = path.with_name(f"{path.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
         file.flush()
