@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from taskq.actors.doors import Doors, TcpLimits, files_for_connections
 from taskq.actors.http import HttpListener, start_http
 from taskq.actors.journal import JournalActor
 from taskq.actors.listener import Listener
@@ -66,6 +67,7 @@ class Node:
         self.failed: asyncio.Future[None]
         self._rng = random.Random()
         self._folder = Path(config.data)
+        self._doors = Doors(files_for_connections(), config.held_bytes_max)
         self._parts = AsyncExitStack()
         self._shards: list[ShardActor] = []
         self._started_ms = 0
@@ -133,7 +135,12 @@ class Node:
             heartbeat_ms=_ms(config.heartbeat),
             lease_ms=_ms(config.lease),
             grace_ms=_ms(config.lease * GRACE_OF_LEASE),
-            limits={"payload_bytes_max": config.payload_bytes_max, "frame_bytes_max": config.frame_bytes_max},
+            limits={
+                "payload_bytes_max": config.payload_bytes_max,
+                "frame_bytes_max": config.frame_bytes_max,
+                "requests_max": config.requests_max,
+                "silence_ms": _ms(config.heartbeat) * config.heartbeats_missed_max,
+            },
             secret_key=_secret(self._folder / "secret.key"),
         )
         self._admission, self._consumers = shared.admission, shared.consumers
@@ -194,7 +201,7 @@ class Node:
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[Listener]:
         config, origins = self.config, count(LOCAL_ORIGIN + 1)
-        listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, config.frame_bytes_max, config.connections_max)
+        listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, _tcp_limits(config), self._doors)
         try:
             await listener.listen(*host_port(config.listen))
             self.tcp = _shown(listener.addresses[0])
@@ -208,11 +215,16 @@ class Node:
         limits = HttpLimits(
             payload_bytes_max=config.payload_bytes_max,
             body_bytes_max=config.payload_bytes_max + (64 << 10),
+            head_bytes_max=config.http_head_bytes_max,
             connections_max=config.connections_max,
+            address_connections_max=config.address_connections_max,
+            head_s=config.http_head_deadline,
+            request_s=config.http_request_deadline,
+            idle_s=config.http_idle,
             hosts=frozenset(name.lower() for name in config.http_hosts),
         )
         host, port = host_port(config.http)
-        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock())
+        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock(), self._doors)
         self.http = _shown(listener.address)
         try:
             yield listener
@@ -270,6 +282,9 @@ class Node:
                         path, size, offset)  # fmt: skip
         if recovered.replayed:
             log.info("recovered %d records from the journal", recovered.replayed)
+        if self._doors.files_max < self.config.connections_max:
+            log.warning("there are files for %d connections, not for %d (connections_max): raise the limit of open files, LimitNOFILE or ulimit -n",
+                        self._doors.files_max, self.config.connections_max)  # fmt: skip
 
     def _status(self) -> dict[str, Any]:
         if self.failed.done():
@@ -346,6 +361,22 @@ def _secret(path: Path) -> bytes:
             os.fsync(fd)
         fresh.rename(path)
     return path.read_bytes()
+
+
+def _tcp_limits(config: BrokerConfig) -> TcpLimits:
+    return TcpLimits(
+        frame_bytes_max=config.frame_bytes_max,
+        connections_max=config.connections_max,
+        address_connections_max=config.address_connections_max,
+        greeting_connections_max=config.greeting_connections_max,
+        greeting_s=config.greeting_deadline,
+        frame_s=config.frame_deadline,
+        silence_s=config.heartbeat * config.heartbeats_missed_max,
+        unread_s=config.unread_deadline,
+        unread_bytes_max=config.unread_bytes_max,
+        rate_bytes_min=config.rate_bytes_min,
+        requests_max=config.requests_max,
+    )
 
 
 def _ms(seconds: float) -> int:
