@@ -48,6 +48,7 @@ from taskq.version import VERSION
 
 SECRET_BYTES = 32
 PULSE_S = 0.1
+FORGET_PULSES = 10
 DRAIN_LOOK_S = 0.05
 GOAWAY_MS = 500
 # a session whose connection broke has this part of a lease to come back, so that its tasks are given to others within one lease
@@ -70,7 +71,7 @@ class Node:
         self._doors = Doors(files_for_connections(), config.held_bytes_max)
         self._parts = AsyncExitStack()
         self._shards: list[ShardActor] = []
-        self._started_ms = 0
+        self._started_ms = self._pulses = 0
 
     async def start(self) -> None:
         """Recover, listen.  Raises StartError or OSError, and leaves nothing behind then."""
@@ -253,10 +254,12 @@ class Node:
             self.failed.set_exception(crash)
 
     def _pulse(self) -> None:
-        """A few times a second: let the store look at its backlog, forget sessions that are over."""
+        """A few times a second: let the store look at its backlog; once a second, forget sessions that are over."""
         try:
             self._store.look()
-            self._forget_sessions(self.clock.now_ms())
+            self._pulses += 1
+            if self._pulses % FORGET_PULSES == 0:
+                self._forget_sessions(self.clock.now_ms())
         except Exception as crash:
             self._crashed(crash)
             raise

@@ -1,7 +1,7 @@
 """The TCP door: the listening sockets and the connections behind them.
 
 It hands each connection an origin, by which the replies of the shards find it, writes once a turn for all connections, and looks at the
-deadlines of each once a second, of a tenth of them at a time.  A time in which this process stood still is nobody's fault and counts for no
+deadlines of each every SWEEP_S, of a part of them at a time.  A time in which this process stood still is nobody's fault and counts for no
 deadline.
 
 A connection over the limits is refused when it comes.  Those that have not said HELLO are another matter: a flood of them would keep out everybody
@@ -23,8 +23,8 @@ from taskq.core.session import House, Session
 from taskq.errors import TaskqError, TooManyConnections
 
 BACKLOG = 4_096
-SWEEP_S = 1.0
-SWEEPS = 10
+SWEEP_S = 0.5
+PARTS = 5
 # how long a burst of new connections may take to say HELLO before the oldest of too many is sent away
 THIN_S = 0.1
 # a turn that comes so late means that the process stood still
@@ -60,8 +60,8 @@ class Listener:
         self._greeting_bytes = 0
         self._thinning = False
         self._written: list[SessionActor] = []
-        self._unswept: list[SessionActor] = []
-        self._slice = 0
+        self._parts: list[dict[int, SessionActor]] = [{} for _ in range(PARTS)]
+        self._part = 0
         self._due_s = self._skipped_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
@@ -86,7 +86,8 @@ class Listener:
 
     def enter(self, session: SessionActor) -> TaskqError | None:
         """Take a connection on; why it is refused, if it is."""
-        self._sessions[session.session.origin] = session
+        origin = session.session.origin
+        self._sessions[origin] = self._parts[origin % PARTS][origin] = session
         self._gone.clear()
         if self._timer is None:
             self._arm()
@@ -118,7 +119,9 @@ class Listener:
             session.turn_away(TooManyConnections("too many connections that have not said HELLO", retry_after_ms=RETRY_MS))
 
     def leave(self, session: SessionActor) -> None:
-        self._sessions.pop(session.session.origin, None)
+        origin = session.session.origin
+        self._sessions.pop(origin, None)
+        self._parts[origin % PARTS].pop(origin, None)
         self._greeting.pop(session, None)
         self._crowd.leave(session.place, session.refused)
         if not self._sessions:
@@ -157,20 +160,17 @@ class Listener:
             session.push(message)
 
     def _arm(self) -> None:
-        self._due_s = self.loop.time() + SWEEP_S / SWEEPS
+        self._due_s = self.loop.time() + SWEEP_S / PARTS
         self._timer = self.loop.call_at(self._due_s, self._sweep)
 
     def _sweep(self) -> None:
         late_s = self.loop.time() - self._due_s
         if late_s > LATE_S:
             self._skipped_s += late_s
-        if not self._unswept:
-            self._unswept = list(self._sessions.values())
-            self._slice = -(-len(self._unswept) // SWEEPS)
         now_s = self.time()
-        for session in self._unswept[-self._slice :]:
+        self._part = (self._part + 1) % PARTS
+        for session in list(self._parts[self._part].values()):
             session.sweep(now_s)
-        del self._unswept[-self._slice :]
         self._timer = None
         if self._sessions:
             self._arm()

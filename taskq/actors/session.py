@@ -308,7 +308,8 @@ class SessionActor(asyncio.Protocol):
             self._check_taking(now_s)
         elif self._reading:
             self._check_arrival(now_s)
-        self._hold()
+        if self._held:
+            self._hold()
 
     def _check_arrival(self, now_s: float) -> None:
         """A frame that began must go on to come, and there must be a sign of life; that of a worker's keeper counts."""

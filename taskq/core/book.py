@@ -16,7 +16,8 @@ import attrs
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.admission import Admission
-from taskq.core.consumer import Consumer, Consumers
+from taskq.core.consumer import Consumers
+from taskq.core.followers import Followers
 from taskq.core.queue import Budget, Queue
 from taskq.core.task import DIRTY, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.ids import SLOTS, slot_of_queue
@@ -76,7 +77,7 @@ class Book:
         self.keys: dict[tuple[str, str], Task] = {}
         self.queues: dict[str, Queue] = {}
         self.held: dict[bytes, dict[int, Task]] = {}
-        self.subscribers: dict[str, list[Consumer]] = {}
+        self.followers: dict[str, Followers] = {}
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0

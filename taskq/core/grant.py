@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from struct import pack
 
 from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, LineLoad, Reply
+from taskq.core.followers import Followers
 from taskq.core.queue import LOAD_TASKS, Queue
 from taskq.core.records import Granted
 from taskq.core.task import PENDING, RETRYING, RUNNING, SCHEDULED, TIMED, Task
@@ -29,9 +31,10 @@ def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> De
     if consumer is not None:
         for name in consumer.queues:
             if book.owns_queue(name):
-                followers = book.subscribers.setdefault(name, [])
-                if consumer not in followers:
-                    followers.append(consumer)
+                followers = book.followers.get(name)
+                if followers is None:
+                    followers = book.followers[name] = Followers(name)
+                followers.enter(consumer)
                 book.touched[name] = None
     return [], None
 
@@ -40,27 +43,28 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
     """Grant what can be granted in the touched queues, and ask for cold tasks where a line runs low."""
     touched, book.touched = book.touched, {}
     for name in sorted(touched, key=partial(_rank, book)) if len(touched) > 1 else touched:
-        followers = book.subscribers.get(name)
-        if not followers:
-            continue
-        if any(name not in consumer.queues for consumer in followers):
-            followers[:] = [consumer for consumer in followers if name in consumer.queues]
-        queue = book.queues.get(name)
-        if queue is not None and queue.counts[PENDING] and not book.admission.draining:
+        followers, queue = book.followers.get(name), book.queues.get(name)
+        if followers is not None and queue is not None and queue.counts[PENDING] and not book.admission.draining:
             yield from _match_queue(book, queue, followers, now_ms)
             _fill(book, queue)
 
 
 def _rank(book: Book, name: str) -> int:
-    """The best place that the queue has in anybody's order of preference."""
-    return min((consumer.queues.index(name) for consumer in book.subscribers.get(name, ()) if name in consumer.queues), default=0)
+    followers = book.followers.get(name)
+    return 0 if followers is None else followers.best_place
 
 
-def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
-    waiting = [consumer for consumer in followers if consumer.room > 0 and consumer.deadline_ms > now_ms]
-    while waiting and queue.counts[PENDING]:
+def _match_queue(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
+    """Ask no more sessions than there are tasks, and those again that took some when all were asked."""
+    able = followers.able(now_ms)
+    served: list[Consumer] = []
+    while queue.counts[PENDING]:
+        waiting = list(islice(able, queue.counts[PENDING]))
+        if not waiting:
+            waiting, served = served, []
+        if not waiting:
+            return
         share = -(-queue.counts[PENDING] // len(waiting))
-        served = []
         for consumer in waiting:
             wanted = min(consumer.room, share, GRANT_TASKS_MAX)
             granted = 0
@@ -69,11 +73,10 @@ def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: in
                 yield record
                 book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, tasks)))
                 granted += len(tasks)
+            if granted:
+                followers.to_the_end(consumer)
             if granted and consumer.room > 0:
                 served.append(consumer)
-            if granted:
-                followers.append(followers.pop(followers.index(consumer)))
-        waiting = served
 
 
 def _grant(book: Book, consumer: Consumer, queue: str, tasks: list[Task], now_ms: int) -> Granted:

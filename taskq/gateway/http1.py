@@ -49,7 +49,7 @@ class HttpLimits:
     request_s: float = 15.0
     idle_s: float = 30.0
     linger_s: float = 2.0
-    sweep_s: float = 1.0
+    sweep_s: float = 0.5
     hosts: frozenset[str] = frozenset()
 
 
