@@ -1,16 +1,18 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make sim     more seeds of the simulation (SEEDS=0:2000)
+# make load    10,000 connections, a storm of them, peers that do not read or hardly send, a flood (ONLY=flood)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
 JOBS ?= 2
+ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker
 PROGRAMS := curl wrk ip
 
-.PHONY: demo test lint bench bench-micro sim programs clean
+.PHONY: demo test lint bench bench-micro sim load programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -31,6 +33,9 @@ bench-micro: $(VENV)/ready
 
 sim: $(VENV)/ready
 	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
+
+load: $(VENV)/ready
+	$(BIN)/python tests/campaigns/load.py --only $(ONLY)
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

@@ -14,9 +14,9 @@ SMALL = load.Sizes(
     deaf=3,
     slow_each=40,
     slow_pause_s=0.3,
-    flood_s=15,
+    flood_s=8,
     rounds=5,
-    baseline_s=0.6,
+    baseline_s=0.5,
     deadlines_s={"greeting": 1, "frame head": 1, "frame body": 1, "request line": 1, "header": 1, "body": 1.5},
 )
 SOON = (
