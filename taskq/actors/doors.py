@@ -125,7 +125,7 @@ class Crowd:
 def place_of(transport: Any) -> str:
     """Where the peer of a connection is: its IPv4 address, its IPv6 network, nothing for loopback."""
     peer = transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):
+    if not isinstance(peer, tuple) or str(peer[0]).startswith("127."):
         return ""
     try:
         address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
