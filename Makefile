@@ -7,6 +7,7 @@
 # make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
 # make power-loss   images of what a power loss may leave (IMAGES=10000)
 # make disk-errors  syncs and writes that fail (RUNS=600)
+# make load    10,000 connections, a storm of them, peers that do not read or hardly send, a flood (ONLY=flood)
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,10 +19,11 @@ IMAGES ?= 10000
 RUNS ?= 600
 CYCLES ?= 20
 JOBS ?= 2
+ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-.PHONY: demo test lint bench bench-micro sim kills power-loss disk-errors full-disk leases audit programs clean
+.PHONY: demo test lint bench bench-micro sim kills power-loss disk-errors full-disk leases load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -52,7 +54,7 @@ audit: $(VENV)/ready
 	-.audit/bin/pip-audit --progress-spinner off --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 kills: $(VENV)/ready
 	$(BIN)/python tests/campaigns/kills.py --kills $(KILLS) --mode $(MODE) --jobs $(JOBS)
-	$(BIN)/python tests/campaigns/storm.py
+	$(BIN)/python tests/campaigns/stale_reports.py
 leases: $(VENV)/ready
 	$(BIN)/python tests/campaigns/leases.py --record
 power-loss: $(VENV)/ready programs
@@ -60,6 +62,8 @@ power-loss: $(VENV)/ready programs
 
 disk-errors: $(VENV)/ready programs
 	$(BIN)/python tests/campaigns/disk_errors.py --runs $(RUNS) --jobs $(JOBS)
+load: $(VENV)/ready
+	$(BIN)/python tests/campaigns/load.py --only $(ONLY)
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

@@ -261,6 +261,26 @@ class BrokerConfig:
     frame_bytes_max: int = setting(4 * MIB, size(128 * KIB, 64 * MIB), "Largest request on a TCP connection.")
     hot_bytes_max: int = setting(128 * MIB, size(MIB), "Memory for waiting tasks; more of them wait in the store.")
     connections_max: int = setting(10_000, integer(1, 1_000_000), "Most connections at a time, on TCP and on HTTP each.")
+    address_connections_max: int = setting(
+        1_024, integer(1, 1_000_000), "Most of them from one other machine (of IPv6: from one /64 network). Loopback is not counted."
+    )
+    greeting_connections_max: int = setting(500, integer(1, 1_000_000), "Most TCP connections that are not greeted yet; the oldest makes room.")
+    greeting_deadline: float = setting(5.0, duration(0.1, 3_600), "How long a TCP connection has to be greeted.")
+    frame_deadline: float = setting(10.0, duration(0.1, 3_600), "How long a frame may come slower than rate_bytes_min.")
+    unread_deadline: float = setting(10.0, duration(0.1, 3_600), "How long a TCP peer may take its answers slower than rate_bytes_min.")
+    unread_bytes_max: int = setting(
+        4 * MIB, size(256 * KIB), "A TCP peer for which more than this waits must take as much within unread_deadline, or it is cut off."
+    )
+    rate_bytes_min: int = setting(KIB, size(1), "Least bytes a second of a frame that is sent, and of answers that are taken, after the deadline.")
+    heartbeats_missed_max: int = setting(3, integer(1, 1_000), "So many heartbeats without a word, and a TCP connection is closed.")
+    requests_max: int = setting(256, integer(1, 8_192), "Most requests of one TCP connection that are worked on at a time; more are not read.")
+    held_bytes_max: int = setting(
+        256 * MIB, size(MIB), "Memory for all requests that are not whole and all answers that are not read; over it, who holds most is cut off."
+    )
+    http_head_bytes_max: int = setting(16 * KIB, size(4 * KIB, MIB), "Longest head of an HTTP request.")
+    http_head_deadline: float = setting(5.0, duration(0.1, 3_600), "How long the head of an HTTP request may take to come, from its first byte.")
+    http_request_deadline: float = setting(15.0, duration(0.1, 3_600), "How long an HTTP request may take to come, and its answer to be read.")
+    http_idle: float = setting(30.0, duration(0.1, 3_600), "How long an HTTP connection may be idle.")
     queues_max: int = setting(10_000, integer(1, 1_000_000), "Most queues that have tasks or are in use.")
     queue_tasks_max: int = setting(10_000_000, integer(0), "Most unfinished tasks in one queue; 0: no limit.")
     queue_bytes_max: int = setting(10 * GIB, size(0), "Most bytes of payload that the unfinished tasks of one queue may have; 0: no limit.")

@@ -162,6 +162,13 @@ class AuthFailed(ProtocolError):
     code = "AUTH_FAILED"
 
 
+class TimedOut(ProtocolError):
+    """The peer was too slow: its greeting, the rest of a frame or a sign of life did not come in time."""
+
+    code = "TIMED_OUT"
+    retryable = True
+
+
 class InternalError(TaskqError):
     """A bug in the broker; it was logged there, and the connection is closed."""
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from taskq.actors.certificate import Certificate
 from taskq.actors.disk import Ballast, DiskGuard
+from taskq.actors.doors import Doors, TcpLimits, files_for_connections
 from taskq.actors.http import HttpListener, start_http
 from taskq.actors.journal import JournalActor
 from taskq.actors.listener import Listener
@@ -56,6 +57,7 @@ from taskq.version import VERSION
 
 SECRET_BYTES = 32
 PULSE_S = 0.1
+FORGET_PULSES = 10
 DRAIN_LOOK_S = 0.05
 GOAWAY_MS = 500
 # a session whose connection broke has this part of a lease to come back, so that its tasks are given to others within one lease
@@ -75,11 +77,12 @@ class Node:
         self.failed: asyncio.Future[None]
         self._rng = random.Random()
         self._folder = Path(config.data)
+        self._doors = Doors(files_for_connections(), config.held_bytes_max)
         self._parts = AsyncExitStack()
         self._shards: list[ShardActor] = []
         self._looks: list[Callable[[], None]] = []
-        self._started_ms = 0
         self._certificate: Certificate | None = None
+        self._started_ms = self._pulses = 0
 
     async def start(self) -> None:
         """Recover, listen.  Raises StartError or OSError, and leaves nothing behind then."""
@@ -152,7 +155,12 @@ class Node:
             heartbeat_ms=_ms(config.heartbeat),
             lease_ms=_ms(config.lease),
             grace_ms=_ms(config.lease * GRACE_OF_LEASE),
-            limits={"payload_bytes_max": config.payload_bytes_max, "frame_bytes_max": config.frame_bytes_max},
+            limits={
+                "payload_bytes_max": config.payload_bytes_max,
+                "frame_bytes_max": config.frame_bytes_max,
+                "requests_max": config.requests_max,
+                "silence_ms": _ms(config.heartbeat) * config.heartbeats_missed_max,
+            },
             secret_key=secret_key,
         )
         self._admission, self._consumers = shared.admission, shared.consumers
@@ -242,7 +250,7 @@ class Node:
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[Listener]:
         config, origins = self.config, count(LOCAL_ORIGIN + 1)
-        listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, config.frame_bytes_max, config.connections_max)
+        listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, _tcp_limits(config), self._doors)
         try:
             await listener.listen(*host_port(config.listen), self._tls)
             self.tcp = self._shown("tls", listener.addresses[0])
@@ -256,11 +264,17 @@ class Node:
         limits = HttpLimits(
             payload_bytes_max=config.payload_bytes_max,
             body_bytes_max=config.payload_bytes_max + (64 << 10),
+            head_bytes_max=config.http_head_bytes_max,
             connections_max=config.connections_max,
+            address_connections_max=config.address_connections_max,
+            head_s=config.http_head_deadline,
+            request_s=config.http_request_deadline,
+            idle_s=config.http_idle,
             hosts=frozenset(name.lower() for name in config.http_hosts),
         )
         host, port = host_port(config.http)
-        listener = await start_http(host, port, self._local.submit, self._status, limits, SystemClock(), self._house.gate, self._tls)
+        own = self._local.submit, self._status, limits, SystemClock()
+        listener = await start_http(host, port, *own, gate=self._house.gate, tls=self._tls, doors=self._doors)
         self.http = self._shown("https", listener.address)
         try:
             yield listener
@@ -298,11 +312,13 @@ class Node:
             self.failed.set_exception(crash)
 
     def _pulse(self) -> None:
-        """A few times a second: look at what piles up or may run out, forget sessions that are over."""
+        """A few times a second: look at what piles up or may run out; once a second, forget sessions that are over."""
         try:
             for look in self._looks:
                 look()
-            self._forget_sessions(self.clock.now_ms())
+            self._pulses += 1
+            if self._pulses % FORGET_PULSES == 0:
+                self._forget_sessions(self.clock.now_ms())
         except Exception as crash:
             self._crashed(crash)
             raise
@@ -328,6 +344,9 @@ class Node:
                         path, size, offset)  # fmt: skip
         if recovered.replayed:
             log.info("recovered %d records from the journal", recovered.replayed)
+        if self._doors.files_max < self.config.connections_max:
+            log.warning("there are files for %d connections, not for %d (connections_max): raise the limit of open files, LimitNOFILE or ulimit -n",
+                        self._doors.files_max, self.config.connections_max)  # fmt: skip
 
     def _status(self) -> dict[str, Any]:
         if self.failed.done():
@@ -406,6 +425,22 @@ def _secret(path: Path) -> bytes:
         replace_file(path, secrets.token_bytes(SECRET_BYTES))
     with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         return file.read()
+
+
+def _tcp_limits(config: BrokerConfig) -> TcpLimits:
+    return TcpLimits(
+        frame_bytes_max=config.frame_bytes_max,
+        connections_max=config.connections_max,
+        address_connections_max=config.address_connections_max,
+        greeting_connections_max=config.greeting_connections_max,
+        greeting_s=config.greeting_deadline,
+        frame_s=config.frame_deadline,
+        silence_s=config.heartbeat * config.heartbeats_missed_max,
+        unread_s=config.unread_deadline,
+        unread_bytes_max=config.unread_bytes_max,
+        rate_bytes_min=config.rate_bytes_min,
+        requests_max=config.requests_max,
+    )
 
 
 def _ms(seconds: float) -> int:

@@ -3,7 +3,9 @@
 Rules:
 - The answers of a connection leave in the order of its requests, joined into one write a turn of the loop.
 - At most `queued_max` requests of a connection wait for answers, and none is taken on while the peer does not read: reading stops.
-- Deadlines count from the first byte, so a peer that sends a byte now and then gains nothing.  A request that waits for the broker has none.
+- Deadlines count from the first byte, so a peer that sends a byte now and then gains nothing, nor one that asks something else before.  A request
+  that waits for the broker has none.
+- What is held for a request that is not whole, or an answer that is not read, counts in `doors.Doors`, which may cut this connection.
   One timer a listener looks at all connections each `sweep_s`; a deadline fires up to one such interval late.
 - What is refused before it was whole ends its connection, after the peer had time to read why.
 - Where access tokens are asked for, the gate sees the head of a request before anything of its body is kept, and who is not let in is not read
@@ -25,16 +27,18 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from taskq.actors.doors import HELD_BYTES_MAX, Crowd, Doors, files_for_connections, place_of
+from taskq.actors.slot import Slot, bug
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.access import NOBODY, Grant
 from taskq.core.gate import FAILURES_MAX, Gate
-from taskq.errors import Answer, AuthFailed, BadRequest, Draining, InternalError, TaskqError, TooManyConnections
+from taskq.errors import Answer, AuthFailed, BadRequest, InternalError, Overloaded, TaskqError
 from taskq.gateway.answers import RequestTimeout, Response, TlsRequired, error_response
 from taskq.gateway.bearer import is_loopback, token_of
 from taskq.gateway.http1 import PIECE_BYTES, Event, HttpLimits, Interim, Receiver, Request, encode
 from taskq.gateway.openapi import document
-from taskq.gateway.routes import OPEN_PATHS, Call, Gateway, Message, Status
+from taskq.gateway.routes import OPEN_PATHS, Gateway, Message, Status
 
 Reply: TypeAlias = Callable[[Message], None]
 # called with a grant as well where access tokens are asked for
@@ -50,66 +54,6 @@ READS = frozenset({"GET", "HEAD"})
 log = logging.getLogger(__name__)
 
 
-class Slot:
-    """The place of one request in the order of answers.  `data` is what to send once it is known; `last`: the connection ends after it."""
-
-    __slots__ = ("_call", "_connection", "_missing", "_replies", "data", "last", "request", "response")
-
-    def __init__(self, connection: HttpProtocol, request: Request | None, last: bool) -> None:
-        self.request = request
-        self.last = last
-        self.data = b""
-        self.response: Response | None = None
-        self._connection = connection
-        self._call: Call | None = None
-        self._replies: list[Any] = []
-        self._missing = 0
-
-    @property
-    def ready(self) -> bool:
-        return self.response is not None or bool(self.data)
-
-    def run(self, call: Call, submit: Submit) -> None:
-        """Hand the messages of a call to the broker; the last reply makes the response."""
-        if not call.messages:
-            self.finish(call.respond(()))
-            return
-        self._call = call
-        self._missing = len(call.messages)
-        self._replies = [None] * self._missing
-        for at, message in enumerate(call.messages):
-            submit(message, partial(self._take, at))
-
-    def finish(self, response: Response) -> None:
-        self.response = response
-        self._connection.answered()
-
-    def give_up(self) -> None:
-        """The broker stops: a request that only reads, and may wait for long, is told so now."""
-        if self._call is not None and self.request is not None and self.request.method in READS:
-            self._call = None
-            self.finish(error_response(Draining("the broker is stopping; ask again after its restart", retry_after_ms=1_000)))
-
-    def _take(self, at: int, reply: Message) -> None:
-        """A reply has come, perhaps to a connection that is gone, or to a request that was given up."""
-        self._replies[at] = reply
-        self._missing -= 1
-        call = self._call
-        if self._missing or call is None:
-            return
-        self._call = None
-        try:
-            self.finish(call.respond(self._replies))
-        except Exception as error:
-            self.finish(bug(error))
-
-
-def bug(error: Exception) -> Response:
-    """The answer to a request that an exception ended."""
-    log.error("a request over HTTP failed", exc_info=error)
-    return error_response(InternalError())
-
-
 class HttpProtocol(asyncio.Protocol):
     """One connection."""
 
@@ -120,6 +64,10 @@ class HttpProtocol(asyncio.Protocol):
         self._slots: deque[Slot] = deque()
         self._unread: bytes | memoryview = b""
         self._since_ms = 0
+        self._began_ms = 0
+        self._held = 0
+        self._place = ""
+        self._refused = False
         self._flushing = False
         self._reading = True
         self._writable = True
@@ -132,15 +80,19 @@ class HttpProtocol(asyncio.Protocol):
         self._transport = transport
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES, low=WRITE_BUFFER_BYTES // 4)
         self._touch()
-        if not self._listener.enter(self):
-            self._refuse(TooManyConnections(retry_after_ms=1_000))
+        self._place = place_of(transport)
+        refusal = self._listener.enter(self, self._place)
+        if refusal is not None:
+            self._refused = True
+            self._refuse(refusal)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._receiver.close()
         self._slots.clear()
         self._unread = b""
-        self._listener.leave(self)
+        self._hold()
+        self._listener.leave(self, self._place, self._refused)
 
     def data_received(self, data: bytes) -> None:
         if self._receiver.ended:
@@ -180,7 +132,8 @@ class HttpProtocol(asyncio.Protocol):
             if self._receiver.ended:
                 self._unread = b""
             elif self._receiver.started and not was_started:
-                self._touch()
+                self._began_ms = self._listener.now_ms
+        self._hold()
         self._set_reading(not self._unread and self._has_room())
 
     def _parse(self, piece: bytes | memoryview) -> list[Event | InternalError]:
@@ -197,6 +150,7 @@ class HttpProtocol(asyncio.Protocol):
         if reading != self._reading and self._transport is not None and not self._transport.is_closing():
             self._reading = reading
             if reading:
+                self._began_ms = self._listener.now_ms
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
@@ -257,6 +211,7 @@ class HttpProtocol(asyncio.Protocol):
             self._end(closing)
         elif parts:
             self._read()
+        self._hold()
 
     def _collect(self) -> tuple[list[bytes], Slot | None]:
         """The bytes of all answers that are next in order, and the slot that ends the connection, if one does."""
@@ -284,6 +239,9 @@ class HttpProtocol(asyncio.Protocol):
         if slot.request is not None or self._peer_done:
             self._transport.close()
             return
+        if self._refused and self._listener.doors.crowded:
+            self._transport.close()
+            return
         self._lingering = True
         self._set_reading(True)
         if self._can_half_close():
@@ -306,10 +264,11 @@ class HttpProtocol(asyncio.Protocol):
         elif self._lingering:
             if age_s >= limits.linger_s:
                 self.abort()
+        elif self._receiver.started:
+            if self._reading:
+                self._check_arrival((now_ms - self._began_ms) / 1000 - limits.sweep_s)
         elif self._slots:
             return
-        elif self._receiver.started:
-            self._check_arrival(age_s)
         elif age_s >= limits.idle_s:
             self._transport.close()
             self._touch()
@@ -319,6 +278,32 @@ class HttpProtocol(asyncio.Protocol):
         what, limit_s = ("request", limits.request_s) if self._receiver.in_body else ("request's head", limits.head_s)
         if age_s >= limit_s:
             self._refuse(RequestTimeout(f"the {what} did not arrive within {limit_s:g} seconds; send it again on a new connection"))
+
+    # ---- memory --------------------------------------------------------------------------------------------------------------------
+
+    def held_bytes(self) -> int:
+        """What is in memory because the peer has not sent the rest, or not taken what was sent."""
+        unread = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        waiting = sum(len(slot.response.body) for slot in self._slots if slot.response is not None)
+        return self._receiver.held_bytes + len(self._unread) + unread + waiting
+
+    def _hold(self) -> None:
+        size = self.held_bytes()
+        if size != self._held:
+            self._held = size
+            self._listener.doors.hold(self, size)
+
+    def cut(self) -> None:
+        """All connections together hold too much, and this one holds most."""
+        self._held = 0
+        if self._transport is None:
+            return
+        log.warning("a connection holds %d bytes, more than any other, and is cut off to save memory", self.held_bytes())
+        if self._receiver.started and self._writable and not self._slots:
+            self._refuse(Overloaded("too much memory is held for requests that are not whole yet; send it again later", retry_after_ms=1_000))
+            self._receiver.close()
+        else:
+            self.abort()
 
     def retire(self) -> None:
         """The listener closes: an idle connection ends now, another one after its answers."""
@@ -335,9 +320,10 @@ class HttpProtocol(asyncio.Protocol):
 class HttpListener:
     """The listening sockets, their connections, and the timer that looks at them.  Made by `start_http`."""
 
-    def __init__(self, gateway: Gateway, submit: Submit, clock: Clock, gate: Gate | None = None) -> None:
+    def __init__(self, gateway: Gateway, submit: Submit, clock: Clock, doors: Doors, gate: Gate | None = None) -> None:
         self.gate = gate
         self.limits = gateway.limits
+        self.doors = doors
         self.closing = False
         self.now_ms = 0
         self._gateway = gateway
@@ -348,6 +334,7 @@ class HttpListener:
         self.addresses: list[tuple[str, int]] = []
         self._servers: list[asyncio.Server] = []
         self._connections: set[HttpProtocol] = set()
+        self._crowd = Crowd(doors, self.limits.connections_max, self.limits.address_connections_max)
         self._written: list[HttpProtocol] = []
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
@@ -383,17 +370,18 @@ class HttpListener:
 
     # ---- called by connections -----------------------------------------------------------------------------------------------------
 
-    def enter(self, connection: HttpProtocol) -> bool:
-        """Take a connection on; False if there are too many."""
+    def enter(self, connection: HttpProtocol, place: str) -> TaskqError | None:
+        """Take a connection on; why it is refused, if it is."""
         self._connections.add(connection)
         self._gone.clear()
         if self._timer is None:
             self._clock_ms = self._clock.now_ms()
             self._arm()
-        return len(self._connections) <= self.limits.connections_max
+        return self._crowd.enter(place)
 
-    def leave(self, connection: HttpProtocol) -> None:
+    def leave(self, connection: HttpProtocol, place: str, refused: bool) -> None:
         self._connections.discard(connection)
+        self._crowd.leave(place, refused)
         if not self._connections:
             self._gone.set()
 
@@ -457,12 +445,16 @@ async def start_http(
     status: Status,
     limits: HttpLimits,
     clock: Clock,
+    *,
     gate: Gate | None = None,
     tls: ssl.SSLContext | None = None,
+    doors: Doors | None = None,
 ) -> HttpListener:
     """Serve HTTP on this address until the listener is closed.  `submit(message, reply)` calls `reply` exactly once, on the loop, when the
-    answer is durable.  Port 0 takes a free one, see `address`.  `gate`: who checks access tokens.  OSError if the address cannot be bound."""
+    answer is durable.  Port 0 takes a free one, see `address`.  `gate`: who checks access tokens.  `doors`: what this door shares with the other;
+    None: it is the only one.  OSError if the address cannot be bound."""
     own = attrs.evolve(limits, hosts=limits.hosts | {host.lower()})
-    listener = HttpListener(Gateway(own, status, document()), submit, clock, gate)
+    shared = doors or Doors(files_for_connections(), HELD_BYTES_MAX)
+    listener = HttpListener(Gateway(own, status, document()), submit, clock, shared, gate)
     await listener.listen(host, port, tls)
     return listener

@@ -1,7 +1,11 @@
 """The TCP door: the listening sockets and the connections behind them.
 
-It hands each connection an origin, by which the replies of the shards find it, writes once a turn for all connections, and looks at their
-deadlines once a second.
+It hands each connection an origin, by which the replies of the shards find it, writes once a turn for all connections, and looks at the
+deadlines of each every SWEEP_S, of a part of them at a time.  A time in which this process stood still is nobody's fault and counts for no
+deadline.
+
+A connection over the limits is refused when it comes.  Those that have not said HELLO are another matter: a flood of them would keep out everybody
+else, so the oldest makes room, a moment after it came.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 
-from taskq.actors.session import SessionActor, Tell
+from taskq.actors.doors import RETRY_MS, Crowd, Doors, TcpLimits
+from taskq.actors.session import GREETING_BYTES_MAX, SessionActor, Tell
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.effects import Reply
@@ -21,7 +26,12 @@ from taskq.core.session import House, Session
 from taskq.errors import TaskqError, TooManyConnections
 
 BACKLOG = 4_096
-SWEEP_S = 1.0
+SWEEP_S = 0.5
+PARTS = 5
+# how long a burst of new connections may take to say HELLO before the oldest of too many is sent away
+THIN_S = 0.1
+# a turn that comes so late means that the process stood still
+LATE_S = 1.0
 CLOSE_S = 5.0
 
 log = logging.getLogger("taskq.session")
@@ -37,21 +47,28 @@ class Listener:
         clock: Clock,
         tell: Tell,
         new_origin: Callable[[], int],
-        frame_bytes_max: int,
-        connections_max: int,
+        limits: TcpLimits,
+        doors: Doors,
     ) -> None:
         self.loop = loop
-        self.frame_bytes_max = frame_bytes_max
+        self.limits = limits
+        self.doors = doors
         self.addresses: list[tuple[str, int]] = []
         self.now_ms = clock.now_ms
         self._house = house
         self._tell = tell
         self._new_origin = new_origin
-        self._connections_max = connections_max
+        self._crowd = Crowd(doors, limits.connections_max, limits.address_connections_max)
         self._servers: list[asyncio.Server] = []
         self._sessions: dict[int, SessionActor] = {}
+        self._greeting: dict[SessionActor, None] = {}
+        self._greeting_bytes = 0
+        self._thinning = False
         self._written: list[SessionActor] = []
         self._tokens: Mapping[str, AccessToken] = {}
+        self._parts: list[dict[int, SessionActor]] = [{} for _ in range(PARTS)]
+        self._part = 0
+        self._due_s = self._skipped_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         self._gone.set()
@@ -69,16 +86,50 @@ class Listener:
 
     # ---- called by connections -----------------------------------------------------------------------------------------------------
 
+    def time(self) -> float:
+        """Seconds on a clock that stands still while this process does."""
+        return self.loop.time() - self._skipped_s
+
     def enter(self, session: SessionActor) -> TaskqError | None:
         """Take a connection on; why it is refused, if it is."""
-        self._sessions[session.session.origin] = session
+        origin = session.session.origin
+        self._sessions[origin] = self._parts[origin % PARTS][origin] = session
         self._gone.clear()
         if self._timer is None:
-            self._timer = self.loop.call_later(SWEEP_S, self._sweep)
-        return TooManyConnections(retry_after_ms=1_000) if len(self._sessions) > self._connections_max else None
+            self._arm()
+        refusal = self._crowd.enter(session.place)
+        if refusal is None:
+            self._greeting[session] = None
+            if len(self._greeting) > self.limits.greeting_connections_max and not self._thinning:
+                self._thinning = True
+                self.loop.call_later(THIN_S, self._thin)
+        return refusal
+
+    def greeted(self, session: SessionActor, held_bytes: int) -> None:
+        self._greeting.pop(session, None)
+        self._greeting_bytes -= held_bytes
+
+    def hold_before_greeting(self, more_bytes: int) -> None:
+        """Nobody has said yet who sent these."""
+        self._greeting_bytes += more_bytes
+        if more_bytes > 0 and self._greeting_bytes > GREETING_BYTES_MAX * self.limits.greeting_connections_max:
+            self.loop.call_soon(self._thin)
+
+    def _thin(self) -> None:
+        """Send the oldest of those away that have not said HELLO, until there are few enough."""
+        self._thinning = False
+        most, most_bytes = self.limits.greeting_connections_max, GREETING_BYTES_MAX * self.limits.greeting_connections_max
+        while self._greeting and (len(self._greeting) > most or self._greeting_bytes > most_bytes):
+            session = next(iter(self._greeting))
+            del self._greeting[session]
+            session.turn_away(TooManyConnections("too many connections that have not said HELLO", retry_after_ms=RETRY_MS))
 
     def leave(self, session: SessionActor) -> None:
-        self._sessions.pop(session.session.origin, None)
+        origin = session.session.origin
+        self._sessions.pop(origin, None)
+        self._parts[origin % PARTS].pop(origin, None)
+        self._greeting.pop(session, None)
+        self._crowd.leave(session.place, session.refused)
         if not self._sessions:
             self._gone.set()
 
@@ -102,6 +153,10 @@ class Listener:
             self.loop.call_soon(self._flush)
         self._written.append(session)
 
+    def continue_soon(self, session: SessionActor) -> None:
+        """In the next turn, after others had theirs."""
+        self.loop.call_soon(session.go_on)
+
     def _flush(self) -> None:
         sessions, self._written = self._written, []
         for session in sessions:
@@ -119,13 +174,23 @@ class Listener:
         for session in self._sessions.values():
             session.push(message)
 
+    def _arm(self) -> None:
+        self._due_s = self.loop.time() + SWEEP_S / PARTS
+        self._timer = self.loop.call_at(self._due_s, self._sweep)
+
     def _sweep(self) -> None:
-        now_s = self.loop.time()
-        for session in list(self._sessions.values()):
+        late_s = self.loop.time() - self._due_s
+        if late_s > LATE_S:
+            self._skipped_s += late_s
+        now_s = self.time()
+        self._part = (self._part + 1) % PARTS
+        for session in list(self._parts[self._part].values()):
             session.sweep(now_s)
         if self._house.gate is not None:
             self._end_revoked(self._house.gate.tokens())
-        self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self._sessions else None
+        self._timer = None
+        if self._sessions:
+            self._arm()
 
     def _end_revoked(self, tokens: Mapping[str, AccessToken]) -> None:
         """When the tokens have changed, close what a token opened that is not the same any more."""

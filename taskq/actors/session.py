@@ -4,8 +4,12 @@ Rules:
 - The order within a connection is never changed.
 - A peer that does not read is not read from, and nothing is delivered to it until it does: its credit stays, its answers wait.
 - What breaks the protocol ends this connection alone: the frames before it are handled, one Error says why, and the peer has a moment to read it.
-- Before the session is ready a frame may have GREETING_BYTES_MAX, and it must be ready within GREETING_S.
+- Before the session is ready a frame may have GREETING_BYTES_MAX.  Deadlines count from the first byte, so that a byte now and then gains nothing:
+  for the greeting, for the rest of a frame, for the next sign of life, for answers to be taken.  See `doors.TcpLimits`.
 - Who fails to prove an access token again and again is told so late.  When a token is revoked its connections end.
+- A turn of the loop handles at most TURN_FRAMES of a connection, and no more than `requests_max` of its requests are worked on at a time; the rest
+  waits, and the socket is not read, so that nobody is starved by who asks much.  An INSPECT waits for the one before.  A GET that waits for a task is
+  not work: WAITS_MAX of them may wait.
 
 It must not know: shards, what a message means.
 """
@@ -19,10 +23,13 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from taskq.actors.doors import TcpLimits, place_of
 from taskq.core import messages as m
 from taskq.core.effects import Command, Reply
 from taskq.core.session import GREETED, Session, error_of_protocol
-from taskq.errors import AuthFailed, InternalError, ProtocolError, SlowConsumer, TaskqError
+from taskq.errors import AuthFailed, InternalError, Overloaded, ProtocolError, SlowConsumer, TaskqError, TimedOut
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import RESENT, Frame
 from taskq.protocol.framing import FrameDecoder
@@ -31,16 +38,17 @@ if TYPE_CHECKING:
     from taskq.actors.listener import Listener
 
 GREETING_BYTES_MAX = 8_192
-GREETING_S = 5.0
 FAILURE_S = 1.0
 LINGER_S = 2.0
-# more requests than this side's own clients ever have in flight
-REQUESTS_OPEN_MAX = 8_192
+TURN_FRAMES = 64
+# more than this side's own clients ever have in flight
+WAITS_MAX = 8_192
 WRITE_BUFFER_BYTES = (64 << 10, 256 << 10)
-# a peer that lets so much pile up does not read at all
-UNREAD_BYTES_MAX = 256 << 20
 # how a dead peer is noticed by the kernel: idle, between probes, probes
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)) if hasattr(socket, "TCP_KEEPIDLE") else ()
+
+# frames that take a turn for themselves: the answer is as long as the broker is large
+COSTS: dict[type, int] = {m.Inspect: TURN_FRAMES}
 
 log = logging.getLogger("taskq.session")
 
@@ -52,13 +60,22 @@ class SessionActor(asyncio.Protocol):
 
     def __init__(self, session: Session, listener: Listener, tell: Tell) -> None:
         self.session = session
+        self.place = ""
+        self.refused = False
         self._listener = listener
         self._tell = tell
         self._decoder = FrameDecoder(GREETING_BYTES_MAX)
+        self._frames: list[Frame] = []
+        self._chunk_bytes = 0
         self._transport: Any = None
         self._since_s = 0.0
+        self._heard_s = 0.0
+        self._part_since_s = 0.0
+        self._unread = Unread()
+        self._held = 0
         self._greeted = False
         self._flushing = False
+        self._continuing = False
         self._reading = True
         self._writable = True
         self._ended = False
@@ -70,67 +87,105 @@ class SessionActor(asyncio.Protocol):
         low, high = WRITE_BUFFER_BYTES
         self._transport.set_write_buffer_limits(high=high, low=low)
         _keep_alive(transport.get_extra_info("socket"))
-        self._since_s = self._listener.loop.time()
+        self._since_s = self._heard_s = self._listener.time()
+        self.place = place_of(transport)
         refusal = self._listener.enter(self)
         if refusal is not None:
-            self._refuse(0, refusal)
+            self.refused = True
+            self.turn_away(refusal)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._ended = True
+        self._frames.clear()
+        self._decoder.close()
+        self._hold()
         self.session.lost(self._listener.now_ms())
         self._listener.leave(self)
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        begins = not self._decoder.buffered_bytes
         frames = self._decoder.feed(data)
-        self._receive(frames)
-        if self._decoder.error is not None and not self._ended:
-            self._refuse(self._decoder.error_seq, self._decoder.error)
+        self._heard_s = self._listener.time()
+        if frames or begins:
+            self._part_since_s = self._heard_s
+        if frames:
+            self._chunk_bytes = len(data)
+            self._frames += frames
+        self._handle()
 
     def eof_received(self) -> None:
         """The peer sends no more; a frame that it began will never be whole."""
+        self._handle(len(self._frames))
         if self._decoder.buffered_bytes and not self._ended:
             self._refuse(0, ProtocolError("the connection ended inside a frame"))
 
     def pause_writing(self) -> None:
         self._writable = False
+        self._unread.begin(self._listener.time(), self._transport.get_write_buffer_size())
         self._choke(True)
         self._set_reading()
 
     def resume_writing(self) -> None:
         self._writable = True
         self._choke(False)
-        self._set_reading()
         self.session.ready()
-        self._carry()
+        self._handle()
 
     # ---- frames in -----------------------------------------------------------------------------------------------------------------
 
-    def _receive(self, frames: list[Frame]) -> None:
-        now_ms = self._listener.now_ms()
-        for frame in frames:
-            if self.session.closing or self._ended:
+    def _handle(self, most: int = TURN_FRAMES) -> None:
+        """Handle what came in, as far as this turn and the requests in progress allow."""
+        frames, now_ms = self._frames, self._listener.now_ms()
+        taken = spent = 0
+        while taken < len(frames) and spent < most and self._has_room() and not (self.session.closing or self._ended):
+            frame = frames[taken]
+            if type(frame.message) is m.Inspect and self.session.requests.listing:
                 break
-            try:
-                self.session.receive(frame.seq, bool(frame.flags & RESENT), frame.message, now_ms)
-            except AuthFailed as error:
-                self._turn_away(frame.seq, error)
-                return
-            except ProtocolError as error:
-                self._carry()
-                self._refuse(frame.seq, error)
-                return
-            except Exception:
-                log.exception("a %s frame could not be handled", type(frame.message).__name__)
-                self._carry()
-                self._refuse(frame.seq, InternalError())
-                return
+            taken += 1
+            spent += COSTS.get(type(frame.message), 1)
+            self._receive(frame, now_ms)
+        del frames[:taken]
+        if self._ended or self.session.closing:
+            frames.clear()
+        self._carry()
+        if frames:
+            if spent >= most and not self._continuing:
+                self._continuing = True
+                self._listener.continue_soon(self)
+        elif self._decoder.error is not None and not self._ended:
+            self._refuse(self._decoder.error_seq, self._decoder.error)
+        self._hold()
+
+    def go_on(self) -> None:
+        """In a later turn: what was left of the frames."""
+        self._continuing = False
+        if self._frames and not self._ended:
+            self._handle()
+
+    def _has_room(self) -> bool:
+        requests = self.session.requests
+        return self._writable and requests.working < self._listener.limits.requests_max and len(requests.waiting) < WAITS_MAX
+
+    def _receive(self, frame: Frame, now_ms: int) -> None:
+        try:
+            self.session.receive(frame.seq, bool(frame.flags & RESENT), frame.message, now_ms)
+        except AuthFailed as error:
+            self._let_down(frame.seq, error)
+        except ProtocolError as error:
+            self._carry()
+            self._refuse(frame.seq, error)
+        except Exception:
+            log.exception("a %s frame could not be handled", type(frame.message).__name__)
+            self._carry()
+            self._refuse(frame.seq, InternalError())
+        else:
             if not self._greeted and self.session.role:
                 self._greeted = True
-                self._decoder.frame_bytes_max = self._listener.frame_bytes_max
-        self._carry()
+                self._decoder.frame_bytes_max = self._listener.limits.frame_bytes_max
+                self._listener.greeted(self, self._held)
 
     def _carry(self) -> None:
         """Take from the session what the last calls left: commands, answers, connections that this one replaces."""
@@ -147,11 +202,12 @@ class SessionActor(asyncio.Protocol):
         self._set_reading()
 
     def _set_reading(self) -> None:
-        """Read while the peer reads, and while it has not asked for more than is being worked on."""
-        reading = self._ended or (self._writable and len(self.session.requests.open) < REQUESTS_OPEN_MAX)
+        """Read while the peer reads, and while all that it asked for is being worked on."""
+        reading = self._ended or (not self._frames and self._has_room())
         if reading != self._reading and self._transport is not None and not self._transport.is_closing():
             self._reading = reading
             if reading:
+                self._part_since_s = self._heard_s = self._listener.time()
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
@@ -193,14 +249,17 @@ class SessionActor(asyncio.Protocol):
             return
         buffers, broken = self._take_answers()
         if buffers:
-            self._transport.writelines(join(buffers))
+            joined = join(buffers)
+            if not self._writable:
+                self._unread.added_bytes += sum(map(len, joined))
+            self._transport.writelines(joined)
         if broken or (self.session.closing and not self.session.requests.open):
             self._end()
-        elif self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
-            log.warning("connection %d does not read what it asked for and is cut off", self.session.origin)
-            self._refuse(0, SlowConsumer())
+        elif self._frames:
+            self._handle()
         elif not self._reading:
             self._set_reading()
+        self._hold()
 
     def _refuse(self, seq: int, error: TaskqError) -> None:
         """Say why, and close.  What the shards still have to say is not waited for."""
@@ -210,7 +269,7 @@ class SessionActor(asyncio.Protocol):
         self._transport.writelines(join([*buffers, *encode(error_of_protocol(error), seq)]))
         self._end()
 
-    def _turn_away(self, seq: int, error: AuthFailed) -> None:
+    def _let_down(self, seq: int, error: AuthFailed) -> None:
         """A proof has failed.  After too many of them from this address the answer is late, and nothing is read meanwhile."""
         peer = self._transport.get_extra_info("peername")
         if self._listener.has_failed_often(str(peer[0]) if isinstance(peer, tuple) else ""):
@@ -236,8 +295,10 @@ class SessionActor(asyncio.Protocol):
     def _end(self) -> None:
         """A peer that still sends would lose the last answer to a reset, so it is listened to for a moment; it is given no more tasks."""
         self._ended = True
+        self._frames.clear()
+        self._decoder.close()
         self.session.lost(self._listener.now_ms())
-        self._since_s = self._listener.loop.time()
+        self._since_s = self._listener.time()
         self._set_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -245,20 +306,80 @@ class SessionActor(asyncio.Protocol):
     # ---- called by the listener ----------------------------------------------------------------------------------------------------
 
     def sweep(self, now_s: float) -> None:
-        """End this connection if its deadline has passed."""
+        """End this connection if a deadline of it has passed."""
         if self._transport is None:
             return
         if self._ended:
             if now_s - self._since_s >= LINGER_S:
                 self._transport.abort()
-        elif not self.session.role and now_s - self._since_s >= GREETING_S:
-            missing = "PROOF" if self.session.state is GREETED else "HELLO"
-            self._refuse(0, ProtocolError(f"no {missing} came within {GREETING_S:g} s"))
+        elif not self._greeted:
+            limit_s = self._listener.limits.greeting_s
+            if now_s - self._since_s >= limit_s:
+                missing = "PROOF" if self.session.state is GREETED else "HELLO"
+                self._refuse(0, TimedOut(f"no {missing} came within {limit_s:g} s"))
+        elif not self._writable:
+            self._check_taking(now_s)
+        elif self._reading:
+            self._check_arrival(now_s)
+        if self._held:
+            self._hold()
 
     def revoked(self) -> None:
         """The access token of this connection does not count any more."""
         if not self._ended:
             self._refuse(0, AuthFailed("the access token of this connection was revoked or changed"))
+
+    def _check_arrival(self, now_s: float) -> None:
+        """A frame that began must go on to come, and there must be a sign of life; that of a worker's keeper counts."""
+        limits, age_s, size = self._listener.limits, now_s - self._part_since_s, self._decoder.buffered_bytes
+        if size and age_s >= limits.frame_s and size < age_s * limits.rate_bytes_min:
+            self._refuse(0, TimedOut(f"{size} bytes of a frame came in {age_s:.0f} s; {limits.rate_bytes_min} a second are the least"))
+        elif now_s - self._heard_s >= limits.silence_s and not self._is_kept(limits.silence_s):
+            self._refuse(0, TimedOut(f"nothing was heard for {limits.silence_s:g} s, no heartbeat either"))
+
+    def _is_kept(self, silence_s: float) -> bool:
+        consumer = self.session.consumer
+        return consumer is not None and self._listener.now_ms() - consumer.heard_ms < silence_s * 1000
+
+    def _check_taking(self, now_s: float) -> None:
+        """A peer whose answers pile up takes them at a pace, or it is cut off."""
+        waiting = self._transport.get_write_buffer_size()
+        if self._unread.is_slow(now_s, waiting, self._listener.limits):
+            log.warning("connection %d does not read what it asked for and is cut off: %d bytes wait", self.session.origin, waiting)
+            self._refuse(0, SlowConsumer())
+
+    # ---- memory --------------------------------------------------------------------------------------------------------------------
+
+    def held_bytes(self) -> int:
+        """What is in memory because the peer has not sent the rest, or not taken what was sent."""
+        unread = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return self._decoder.buffered_bytes + (self._chunk_bytes if self._frames else 0) + unread
+
+    def _hold(self) -> None:
+        size = self.held_bytes()
+        if size != self._held:
+            more, self._held = size - self._held, size
+            if not self._greeted:
+                self._listener.hold_before_greeting(more)
+            self._listener.doors.hold(self, size)
+
+    def cut(self) -> None:
+        """All connections together hold too much, and this one holds most."""
+        self._held = 0
+        if self._transport is None:
+            return
+        log.warning("connection %d holds %d bytes, more than any other, and is cut off to save memory", self.session.origin, self.held_bytes())
+        if self._transport.get_write_buffer_size() > WRITE_BUFFER_BYTES[1]:
+            self.session.lost(self._listener.now_ms())
+            self.abort()
+        else:
+            self._refuse(0, Overloaded("too much memory is held for requests that are not whole yet; send it again later", retry_after_ms=1_000))
+
+    def turn_away(self, refusal: TaskqError) -> None:
+        """There is no place for this connection."""
+        self._refuse(0, refusal)
+        if self._listener.doors.crowded and self._transport is not None:
+            self._transport.close()
 
     def close(self) -> None:
         """Close after what was written has left; how long that may take is the listener's to say."""
@@ -271,6 +392,29 @@ class SessionActor(asyncio.Protocol):
         self._ended = True
         if self._transport is not None:
             self._transport.abort()
+
+
+@attrs.define
+class Unread:
+    """How a peer takes what was written to it, from when it piled up: at `since_s` `bytes` were waiting, `added_bytes` came since."""
+
+    since_s: float = 0.0
+    bytes: int = 0
+    added_bytes: int = 0
+
+    def begin(self, now_s: float, waiting: int) -> None:
+        self.since_s, self.bytes, self.added_bytes = now_s, waiting, 0
+
+    def is_slow(self, now_s: float, waiting: int, limits: TcpLimits) -> bool:
+        """Looked at once in `unread_s`: less was taken than `rate_bytes_min` a second, or, where more than `unread_bytes_max` waits, less than
+        that."""
+        age_s = now_s - self.since_s
+        if age_s < limits.unread_s:
+            return False
+        taken = self.bytes + self.added_bytes - waiting
+        least = limits.unread_bytes_max if waiting > limits.unread_bytes_max else limits.rate_bytes_min * age_s
+        self.begin(now_s, waiting)
+        return taken < least
 
 
 def _keep_alive(connection: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from taskq.actors.actor import Actor
 from taskq.clock import Clock
 from taskq.core.effects import Command, Effects, Reply, Tick
+from taskq.core.messages import Inspect
 from taskq.core.session import error_of_protocol
 from taskq.core.shard import Shard
 from taskq.errors import InternalError
@@ -41,15 +42,11 @@ class ShardActor(Actor[Command]):
         self._stopped = False
 
     def on_batch(self, batch: list[Command]) -> list[Command]:
-        tasks = taken = 0
-        while taken < len(batch) and tasks < TURN_TASKS:
-            tasks += weight(batch[taken])
-            taken += 1
         if self._stopped:
             return []
-        effects = self.shard.turn(batch[:taken], self._clock.now_ms())
-        self._carry(effects)
-        return batch[taken:]
+        taken, rest = share_out(batch)
+        self._carry(self.shard.turn(taken, self._clock.now_ms()))
+        return rest
 
     def _carry(self, effects: Effects) -> None:
         for command, bug in effects.bugs:
@@ -89,7 +86,34 @@ class ShardActor(Actor[Command]):
             self._timer.cancel()
 
 
+def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:
+    """The commands of this turn, and the rest.  Where there are too many, each connection gets an equal share, so that who asks much waits behind
+    itself alone.  The commands of a connection stay in their order, and so do those of the node."""
+    weights = [weight(command) for command in batch]
+    if sum(weights) <= TURN_TASKS:
+        return batch, []
+    share = TURN_TASKS // len({command.origin for command in batch})
+    spent: dict[int, int] = {}
+    taken: list[Command] = []
+    rest: list[Command] = []
+    total = 0
+    for at, command in enumerate(batch):
+        if total >= TURN_TASKS:
+            rest += batch[at:]
+            break
+        mine = spent.get(command.origin, 0)
+        if mine > share:
+            rest.append(command)
+            continue
+        taken.append(command)
+        spent[command.origin] = mine + weights[at]
+        total += weights[at]
+    return taken, rest
+
+
 def weight(command: Command) -> int:
-    """How many tasks a command is about."""
+    """How many tasks a command is about; a list of all queues takes a turn for itself."""
+    if type(command.message) is Inspect:
+        return TURN_TASKS
     ids = getattr(command.message, "ids", None)
     return len(ids) // ID_BYTES if ids else 1

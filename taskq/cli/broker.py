@@ -29,8 +29,6 @@ CONFIG_FILE = Path("taskq.toml")
 GC_THRESHOLDS = (100_000, 50, 1_000)
 # how long the store's thread waits for the GIL while the loop is busy; the default of 5 ms starves it
 SWITCH_INTERVAL_S = 0.0005
-# journal, store, listeners, and the like
-FILES_BESIDE_CONNECTIONS = 128
 LOOPS = ("auto", "uvloop", "asyncio")
 CONFIG_HELP = "TOML file with any of these settings. [default: taskq.toml if it is there; TASKQ_CONFIG]"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -65,9 +63,11 @@ def run(config: BrokerConfig, file: Path | None = None) -> int:
     """Run a broker in this process until it is told to stop; the exit code.  Raises StartError."""
     import asyncio
 
+    from taskq.actors.doors import FILES_SPARE
+
     log_to_stderr(config, file)
     factory = loop_factory(os.environ.get("TASKQ_LOOP") or "auto")
-    raise_file_limit(2 * config.connections_max + FILES_BESIDE_CONNECTIONS)
+    raise_file_limit(2 * config.connections_max + FILES_SPARE)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(serve(config))

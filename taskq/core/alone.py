@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from taskq.core.book import Book
 from taskq.core.consumer import Consumer
+from taskq.core.followers import Followers
 from taskq.core.queue import Queue
 from taskq.core.task import PENDING, RUNNING, Task
 
@@ -33,16 +34,17 @@ def _counts(book: Book, session: bytes, task: Task, now_ms: int) -> bool:
     return task.state == PENDING and consumer is not None and consumer.deadline_ms > now_ms and task.queue in consumer.queues
 
 
-def match_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[tuple[Consumer, Task]]:
+def match_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[tuple[Consumer, Task]]:
     """Who gets which task now; the caller grants it before it asks for the next."""
-    taken = sum(consumer.session in book.alone for consumer in followers)
-    most = max(1, len(followers) // 2)
+    waiting = [consumer for consumer, _ in followers.waiting.values()]
+    taken = sum(consumer.session in book.alone for consumer in waiting)
+    most = max(1, len(waiting) // 2)
     unable: set[str] = set()
     for task in [task for task in queue.apart.tasks if task.hot]:
         kept = next((session for session, other in book.alone.items() if other is task), None)
         if task.options.task_type in unable or (kept is None and taken >= most):
             continue
-        able = [consumer for consumer in followers if _is_able(book, consumer, task, now_ms)]
+        able = [consumer for consumer in waiting if _is_able(book, consumer, task, now_ms)]
         if not able:
             unable.add(task.options.task_type)
             continue
@@ -50,7 +52,7 @@ def match_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int
         taken += kept is None
         if not book.leases_of(chosen.session):
             book.alone.pop(kept or b"", None)
-            followers.append(followers.pop(followers.index(chosen)))
+            followers.to_the_end(chosen)
             yield chosen, task
         elif kept is None:
             book.alone[chosen.session] = task

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from struct import pack
 
 from taskq.core import messages as m
@@ -16,6 +17,7 @@ from taskq.core.alone import forget, match_alone
 from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, LineLoad, Reply
+from taskq.core.followers import Followers
 from taskq.core.queue import LOAD_TASKS, Queue
 from taskq.core.records import Granted
 from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, RUNNING, SCHEDULED, TIMED, Task
@@ -30,9 +32,10 @@ def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> De
     if consumer is not None:
         for name in consumer.queues:
             if book.owns_queue(name):
-                followers = book.subscribers.setdefault(name, [])
-                if consumer not in followers:
-                    followers.append(consumer)
+                followers = book.followers.get(name)
+                if followers is None:
+                    followers = book.followers[name] = Followers(name)
+                followers.enter(consumer)
                 book.touched[name] = None
     return [], None
 
@@ -46,13 +49,8 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
         book.held_back = {}
     touched, book.touched = book.touched, {}
     for name in sorted(touched, key=partial(_rank, book)) if len(touched) > 1 else touched:
-        followers = book.subscribers.get(name)
-        if not followers:
-            continue
-        if any(name not in consumer.queues for consumer in followers):
-            followers[:] = [consumer for consumer in followers if name in consumer.queues]
-        queue = book.queues.get(name)
-        if queue is not None and queue.counts[PENDING] and not book.admission.draining:
+        followers, queue = book.followers.get(name), book.queues.get(name)
+        if followers is not None and queue is not None and queue.counts[PENDING] and not book.admission.draining:
             if queue.apart.waiting:
                 yield from _grant_alone(book, queue, followers, now_ms)
             yield from _match_queue(book, queue, followers, now_ms)
@@ -62,17 +60,21 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
 
 
 def _rank(book: Book, name: str) -> int:
-    """The best place that the queue has in anybody's order of preference."""
-    return min((consumer.queues.index(name) for consumer in book.subscribers.get(name, ()) if name in consumer.queues), default=0)
+    followers = book.followers.get(name)
+    return 0 if followers is None else followers.best_place
 
 
-def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
-    waiting = [consumer for consumer in followers if _room(book, consumer) > 0 and consumer.deadline_ms > now_ms]
-    if book.alone:
-        waiting = [consumer for consumer in waiting if consumer.session not in book.alone]
-    while waiting and (ready := queue.counts[PENDING] - queue.apart.waiting):
+def _match_queue(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
+    """Ask no more sessions than there are tasks, and those again that took some when all were asked."""
+    able = _able(book, followers, now_ms)
+    served: list[Consumer] = []
+    while ready := queue.counts[PENDING] - queue.apart.waiting:
+        waiting = list(islice(able, ready))
+        if not waiting:
+            waiting, served = served, []
+        if not waiting:
+            return
         share = -(-ready // len(waiting))
-        served = []
         for consumer in waiting:
             wanted = min(_room(book, consumer), share, GRANT_TASKS_MAX)
             granted = 0
@@ -81,21 +83,31 @@ def _match_queue(book: Book, queue: Queue, followers: list[Consumer], now_ms: in
                 yield record
                 book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, tasks)))
                 granted += len(tasks)
+            if granted:
+                followers.to_the_end(consumer)
             if granted and _room(book, consumer) > 0:
                 served.append(consumer)
-            if granted:
-                followers.append(followers.pop(followers.index(consumer)))
-        waiting = served
-    if queue.counts[PENDING] and any(consumer.room > _room(book, consumer) for consumer in followers):
-        book.touched[queue.name] = None
+            elif consumer.room > 0 >= _room(book, consumer):
+                book.touched[queue.name] = None
+
+
+def _able(book: Book, followers: Followers, now_ms: int) -> Iterator[Consumer]:
+    """Who may be given more.  One that has all that a worker may have is looked at again in the next turn."""
+    for consumer in followers.able(now_ms):
+        if consumer.session in book.alone:
+            continue
+        if _room(book, consumer) > 0:
+            yield consumer
+        else:
+            book.touched[followers.queue] = None
 
 
 def _room(book: Book, consumer: Consumer) -> int:
-    """How many more tasks it may be given.  One that has all that a worker may have is looked at again in the next turn."""
+    """How many more tasks it may be given."""
     return min(consumer.room, book.limits.leases_max - book.leases_of(consumer.session))
 
 
-def _grant_alone(book: Book, queue: Queue, followers: list[Consumer], now_ms: int) -> Iterator[Granted]:
+def _grant_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
     for consumer, task in match_alone(book, queue, followers, now_ms):
         record = _grant(book, consumer, queue.name, [task], now_ms)
         yield record

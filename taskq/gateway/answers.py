@@ -113,6 +113,7 @@ STATUS: dict[str, int] = {
     "PATH_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
     "REQUEST_TIMEOUT": 408,
+    "TIMED_OUT": 408,
     "ID_CONFLICT": 409,
     "KEY_CONFLICT": 409,
     "ALREADY_FINAL": 409,

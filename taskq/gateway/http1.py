@@ -46,12 +46,13 @@ class HttpLimits:
     headers_max: int = 100
     queued_max: int = 16
     connections_max: int = 10_000
+    address_connections_max: int = 1_024
     wait_s_max: float = 60.0
     head_s: float = 5.0
     request_s: float = 15.0
     idle_s: float = 30.0
     linger_s: float = 2.0
-    sweep_s: float = 1.0
+    sweep_s: float = 0.5
     hosts: frozenset[str] = frozenset()
 
 
@@ -105,10 +106,16 @@ class Receiver:
         self._parser: Any = httptools.HttpRequestParser(self)
         self._clear()
 
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of a request that is not whole."""
+        return len(self._body) + self._head_bytes + len(self._url) if self.started else 0
+
     def close(self) -> None:
         """Part with the parser, which refers back to this object."""
         self.ended = True
         self._parser = None
+        self._clear()
 
     def feed(self, data: bytes | memoryview) -> list[Event]:
         """Parse a piece of at most PIECE_BYTES (so that a piece bounds what it can hold); returns what became complete."""

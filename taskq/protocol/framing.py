@@ -45,6 +45,10 @@ class FrameDecoder:
             self._pieces = []
         return frames
 
+    def close(self) -> None:
+        """Part with what was collected."""
+        self._pieces = []
+
     @property
     def buffered_bytes(self) -> int:
         """Bytes of a frame that is not complete yet."""
@@ -69,8 +73,7 @@ class FrameDecoder:
         return at
 
     def _check(self, length: int, version: int, seq: int, head_bytes: int) -> None:
-        if version != VERSION:
-            raise VersionUnsupported(f"version {version} of the protocol is not supported; this side speaks version {VERSION}")
+        self._check_version(version)
         if length + LENGTH_BYTES > self.frame_bytes_max:
             self.error_seq = seq
             size = length + LENGTH_BYTES
@@ -78,6 +81,11 @@ class FrameDecoder:
         if head_bytes > length - UNCOUNTED_BYTES:
             self.error_seq = seq
             raise ProtocolError(f"the head of {head_bytes} bytes does not fit into a frame whose length field says {length}")
+
+    def _check_version(self, version: int) -> None:
+        """Told at its byte: who speaks another protocol may wait for an answer before it sends more."""
+        if version != VERSION:
+            raise VersionUnsupported(f"version {version} of the protocol is not supported; this side speaks version {VERSION}")
 
     # ---- a frame across chunks
 
@@ -87,13 +95,18 @@ class FrameDecoder:
         if not rest:
             return
         self._have = 0
+        if rest > LENGTH_BYTES:
+            self._check_version(chunk[at + LENGTH_BYTES])
         self._need = LENGTH_BYTES + int.from_bytes(chunk[at : at + LENGTH_BYTES], "big") if rest >= PREFIX_BYTES else PREFIX_BYTES
+        if rest <= LENGTH_BYTES:
+            self._need = LENGTH_BYTES + 1
         self._collect(chunk, at, rest)
 
     def _collect(self, chunk: bytes, at: int, size: int) -> None:
-        """Many small pieces go into one buffer, so that a peer that sends byte by byte costs no object a byte; a large one stays a view."""
+        """Many small pieces go into one buffer, so that a peer that sends byte by byte costs no object a byte; a large one stays a view, if it is
+        most of its chunk, which a view keeps whole."""
         last = self._pieces[-1] if self._pieces else None
-        if size >= PIECE_BYTES:
+        if size >= PIECE_BYTES and size * 2 >= len(chunk):
             self._pieces.append(memoryview(chunk)[at : at + size])
         elif type(last) is bytearray and len(last) < PIECE_BYTES:
             last += chunk[at : at + size]

@@ -296,12 +296,14 @@ async def test_before_the_proof_a_frame_stays_small_and_afterwards_it_may_be_lar
     assert type(await peer.ask(large, 3)) is m.Enqueued
 
 
-async def test_who_greets_and_proves_nothing_is_cut_off(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GREETING_S", 0.2)
-    peer = await house.peer()
-    await peer.begin(make(house.folder, "mailer", "produce"), "mailer")
-    error = await peer.message()
-    assert (error.code, error.message) == ("BAD_FRAME", "no PROOF came within 0.2 s")
+async def test_who_greets_and_proves_nothing_is_cut_off(tmp_path: Path) -> None:
+    async with testing.broker(data=tmp_path, auth=True, greeting_deadline=0.2) as node:
+        house = House(node, tmp_path)
+        peer = await house.peer()
+        await peer.begin(make(house.folder, "mailer", "produce"), "mailer")
+        error = await peer.message()
+        assert (error.code, error.message) == ("TIMED_OUT", "no PROOF came within 0.2 s")
+        peer.close()
 
 
 async def test_a_broker_that_stops_says_nothing_to_who_has_not_come_in(house: House) -> None:
@@ -486,7 +488,7 @@ def http_listener(node: Node) -> http_module.HttpListener:
     from taskq.gateway.routes import Gateway
 
     gateway = Gateway(HttpLimits(), lambda: {"ready": True}, b"{}")
-    return http_module.HttpListener(gateway, node._local.submit, node.clock, node._house.gate)
+    return http_module.HttpListener(gateway, node._local.submit, node.clock, node._doors, node._house.gate)
 
 
 async def test_a_broker_without_tokens_starts_and_says_how_to_make_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

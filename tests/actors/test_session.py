@@ -199,12 +199,6 @@ async def test_one_connection_too_many_is_told_so(door: Door) -> None:
     assert (error.code, error.retryable) == ("TOO_MANY_CONNECTIONS", True)
 
 
-async def test_who_does_not_greet_in_time_is_sent_away(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GREETING_S", 0.05)
-    peer = await door.connect()
-    assert "HELLO" in (await peer.refused()).message
-
-
 async def test_bye_gives_the_leases_back_uncharged(door: Door) -> None:
     producer, worker = await door.greet(), await door.worker()
     made = await producer.ask(enqueue())
@@ -268,21 +262,6 @@ async def test_a_worker_that_does_not_read_is_not_delivered_more_and_nobody_else
     received = 0
     while received < 40:
         received += len(split((await sleeper.message()).ids, 16))
-
-
-async def test_who_never_reads_what_it_asks_for_is_cut_off_with_a_reason(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNREAD_BYTES_MAX", 8 << 20)
-    peer, other = await door.greet(), await door.greet()
-    made = await peer.ask(enqueue(payload=bytes(1 << 20)))
-    peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
-    for seq in range(2, 40):
-        peer.send(m.Get(made.ids), seq)
-    assert type(await other.ask(m.Heartbeat(), 2)) is m.Beat
-    peer.reader._transport.resume_reading()  # type: ignore[attr-defined]
-    last = await peer.message()
-    while type(last) is m.TaskInfo:
-        last = await peer.message()
-    assert last.code == "SLOW_CONSUMER"
 
 
 async def test_a_broker_that_drains_says_so_and_refuses_with_a_typed_error(door: Door) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from small_world import Worker, World, enqueue_of
 
 from taskq.core import messages as m
+from taskq.core.consumer import Consumer
+from taskq.core.followers import CLEAN_MIN
 from taskq.core.records import Granted
 
 
@@ -152,10 +155,39 @@ def test_a_worker_that_was_late_gets_tasks_again_as_soon_as_its_keeper_is_heard(
 
 
 def test_workers_that_come_and_go_leave_nothing_behind_in_a_queue_without_tasks(world: World) -> None:
-    for number in range(5):
+    for number in range(100):
         Worker(world, f"w{number}", "email", credit=1).disconnect()
-    Worker(world, "last", "email", credit=1)
-    assert [consumer.name for consumer in world.shard.subscribers["email"]] == ["last"]
+    last = Worker(world, "last", "email", credit=1)
+    followers = world.shard.followers["email"]
+    assert len(followers.waiting) <= CLEAN_MIN and followers.places.total() == len(followers.waiting)
+    world.enqueue(b"x")
+    assert len(last.jobs) == 1
+
+
+def test_a_turn_asks_no_more_workers_than_it_has_tasks_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        Worker(world, f"w{number}", "email", credit=2)
+    asked: list[Consumer] = []
+    room = Consumer.room
+    monkeypatch.setattr(Consumer, "room", property(lambda self: asked.append(self) or room.fget(self)))
+    world.enqueue(b"x", b"y")
+    assert len(set(map(id, asked))) <= 3
+
+
+def test_workers_that_cannot_run_the_task_are_passed_over_however_many_they_are(world: World) -> None:
+    others = [Worker(world, f"w{number}", "email", runs=["send_sms"], credit=2) for number in range(20)]
+    able = Worker(world, "able", "email", credit=2)
+    world.enqueue(b"x")
+    assert len(able.jobs) == 1 and not any(other.jobs for other in others)
+
+
+def test_the_preference_of_who_is_gone_counts_no_more(world: World) -> None:
+    Worker(world, "gone", "second", "first", credit=1).disconnect()
+    [wanted] = world.enqueue(b"x", queue="first")
+    world.enqueue(b"y", queue="second")
+    worker = Worker(world, "w", "first", "second", credit=0)
+    worker.allow(1)
+    assert [job.id for job in worker.jobs] == [wanted]
 
 
 def test_a_grant_is_recorded_with_its_tokens_and_numbers(world: World) -> None:

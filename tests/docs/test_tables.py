@@ -12,6 +12,8 @@ from blocks import read, table
 
 from taskq import App, errors
 from taskq.actors.disk import BALLAST_BYTES, BALLAST_PART, FLOOR_BYTES, FLOOR_PART
+from taskq.actors.doors import FILES_SPARE, TcpLimits
+from taskq.actors.session import GREETING_BYTES_MAX, TURN_FRAMES, WAITS_MAX, WRITE_BUFFER_BYTES
 from taskq.actors.store import DIRTY_TASKS_MAX
 from taskq.actors.watch import MEMORY_PART
 from taskq.cli import broker as broker_command
@@ -33,6 +35,7 @@ from taskq.core.shard import Shard
 from taskq.core.task import CRASHES_ALONE, CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
 from taskq.durations import seconds
 from taskq.gateway.http1 import HttpLimits
+from taskq.node import _tcp_limits
 from taskq.options import CHECKS
 from taskq.protocol.guard import DEPTH_MAX
 from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
@@ -120,6 +123,7 @@ def test_the_numbers_of_the_life_of_a_task_are_those_of_the_code() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     config, http = BrokerConfig(), HttpLimits()
+    assert TcpLimits(silence_s=config.heartbeat * config.heartbeats_missed_max) == _tcp_limits(config)
     assert http.body_bytes_max == http.payload_bytes_max + FRAME_ROOM_BYTES
     _, *rows = table(section(OPERATIONS, "Limits"), "what")
     assert {row[0]: row[1].replace("`", "") for row in rows} == {
@@ -135,6 +139,23 @@ def test_the_limits_are_those_of_the_code() -> None:
         "the text of an error": f"{ERROR_CHARS_MAX:,} characters",
         "a wait over HTTP or the wire": f"{WAIT_MS_MAX // 1000}s",
         "connections": f"{config.connections_max:,} on TCP and on HTTP each",
+        "connections from one other machine": f"{config.address_connections_max:,} on TCP and on HTTP each",
+        "TCP connections without HELLO": f"{config.greeting_connections_max}",
+        "a frame before WELCOME": show_bytes(GREETING_BYTES_MAX),
+        "the greeting of a TCP connection": show_seconds(config.greeting_deadline),
+        "a frame that comes slowly": f"{show_seconds(config.frame_deadline)}, then {show_bytes(config.rate_bytes_min)} a second",
+        "a TCP connection without a word": f"{config.heartbeats_missed_max} heartbeats",
+        "requests of a TCP connection that are worked on": f"{config.requests_max}",
+        "waits for the end of a task on a TCP connection": f"{WAITS_MAX:,}",
+        "frames of a TCP connection in one turn": f"{TURN_FRAMES}",
+        "answers and deliveries that a TCP peer does not read": f"{show_bytes(WRITE_BUFFER_BYTES[1])}, then nothing is delivered or read",
+        "how slowly it may read then": f"{show_bytes(config.rate_bytes_min)} a second; {show_bytes(config.unread_bytes_max)} in "
+        f"{show_seconds(config.unread_deadline)} while more than that waits",
+        "requests not whole and answers not read, of all connections": show_bytes(config.held_bytes_max),
+        "the head of an HTTP request": f"{show_bytes(config.http_head_bytes_max)}, {show_seconds(config.http_head_deadline)}",
+        "an HTTP request, and the reading of its answer": show_seconds(config.http_request_deadline),
+        "an idle HTTP connection": show_seconds(config.http_idle),
+        "requests of an HTTP connection that wait for answers": f"{http.queued_max}",
         "finished tasks that are kept": f"{config.finished_rows_max:,}",
         "memory for waiting tasks": show_bytes(config.hot_bytes_max),
         "memory of the broker": f"{MEMORY_PART:.0%} of what it may have",
@@ -154,6 +175,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "nesting in a request over TCP": f"{DEPTH_MAX}",
     }
     told = " ".join(row[2] for row in rows)
+    assert f"open files of the process, less {FILES_SPARE}" in told
     assert f"{LINE_HOT_MIN:,} tasks in memory beyond it" in told
     for name, most in (("payload_bytes_max", 32 * MIB), ("frame_bytes_max", 64 * MIB)):
         assert f"`{name}`, up to {show_bytes(most)}" in told
