@@ -161,7 +161,7 @@ def gap_is_ignored(patch: Patch) -> None:
 def resent_is_ignored(patch: Patch) -> None:
     """What may have been sent before is taken for new."""
     ask = Requests.ask
-    patch.setattr(Requests, "ask", lambda self, seq, message, resent=False: ask(self, seq, message))
+    patch.setattr(Requests, "ask", lambda self, seq, message, resent=False, *who: ask(self, seq, message, False, *who))
 
 
 def back_of_the_line(patch: Patch) -> None:
