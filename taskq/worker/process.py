@@ -43,7 +43,12 @@ class Child(asyncio.Protocol):
         self.broken = ""
 
     async def spawn(self, app: str) -> None:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self.broken = f"the process could not be started: {error}"
+            self._pool.child_gone(self)
+            return
         with theirs:
             start = ChildStart(app, theirs.fileno(), os.getpid())
             command = [sys.executable, "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
@@ -197,8 +202,10 @@ class ProcessPool:
                 return
 
     async def _bury(self, child: Child) -> None:
-        cause = await child.cause()
-        self._children.discard(child)
+        try:
+            cause = await child.cause()
+        finally:
+            self._children.discard(child)
         job, child.job = child.job, None
         if job is not None:
             if job.ending == NONE:

@@ -128,10 +128,13 @@ class House:
 
     def confirmed(self, client: Client, name: str) -> None:
         """Wait for the next sign of life of this worker, which confirms what it was delivered."""
-        before = [row["heard_ms_ago"] for row in client.workers() if row["name"] == name]
-        self.wait(
-            lambda: any(row["name"] == name and row["heard_ms_ago"] < before[0] for row in client.workers()) or before.__setitem__(0, before[0]), name
-        )
+        agos_ms = [-1]
+
+        def heard() -> bool:
+            agos_ms.append(next((row["heard_ms_ago"] for row in client.workers() if row["name"] == name), -1))
+            return 0 <= agos_ms[-1] < agos_ms[-2]
+
+        self.wait(heard, f"a sign of life of {name}")
 
 
 def outcomes(client: Client, task_id: str) -> list[str]:

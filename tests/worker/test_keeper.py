@@ -126,16 +126,32 @@ async def test_a_bug_in_the_keeper_ends_the_worker_loudly_and_gives_its_tasks_ba
     assert (await broker.expect(m.Died, "keeper")).cause == ""
 
 
-async def test_a_bug_in_the_pulse_of_the_runner_ends_the_runner(broker: Any, worker: Any) -> None:
-    (worker.directory / "keeper_app.py").write_text(
-        APP + "\nfrom taskq.worker.workbench import Workbench\ndef fail(bench): 1 // (not len(bench))\nWorkbench.relieve = fail\n"
-    )
+PULSE = "from taskq.worker.workbench import Workbench\ndef fail(bench): 1 // (not len(bench))\nWorkbench.relieve = fail\n"
+POOL = "from taskq.worker.process import Child\nasync def fail(child): raise ZeroDivisionError\nChild.cause = fail\n"
+ENDS_ITS_PROCESS = "@app.task(pool='process')\ndef end(): os._exit(3)\n"
+
+
+@pytest.mark.parametrize(("bug", "task"), [(PULSE, "wait"), (POOL, "end")], ids=["pulse", "pool"])
+async def test_a_bug_in_the_pulse_or_in_a_pool_ends_the_runner(broker: Any, worker: Any, bug: str, task: str) -> None:
+    (worker.directory / "keeper_app.py").write_text(f"{APP}\n{ENDS_ITS_PROCESS}\n{bug}")
     await worker.start(broker.url)
     await broker.expect(m.Keepalive, "keeper")
-    broker.deliver(("wait", []))
+    broker.deliver((task, []))
     assert (await broker.expect(m.Died, "keeper")).cause == f"exit code {EXIT_BUG}"
     _, errors = await worker.stop()
     assert "bug in the worker, the runner ends" in errors and "ZeroDivisionError" in errors
+
+
+async def test_a_child_process_that_cannot_be_made_fails_the_attempt(broker: Any, worker: Any) -> None:
+    full = "class socket:\n    def socketpair(): raise OSError(24, 'Too many open files')\n"
+    patch = "import taskq.worker.process as process\nprocess.socket = socket\n"
+    (worker.directory / "keeper_app.py").write_text(f"{APP}\n{ENDS_ITS_PROCESS}\n{full}{patch}")
+    await worker.start(broker.url)
+    await broker.expect(m.Keepalive, "keeper")
+    broker.deliver(("end", []))
+    failed = await broker.expect(m.Fail)
+    assert failed.error_types == ["WorkerCrash"] and "Too many open files" in failed.errors[0]
+    assert (await worker.stop())[0] == 0
 
 
 async def test_a_task_that_holds_the_loop_beyond_its_timeout_and_the_grace_is_ended(broker: Any, worker: Any) -> None:
