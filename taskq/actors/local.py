@@ -1,4 +1,7 @@
-"""LocalSession: requests that the node makes itself, on behalf of HTTP.  The same commands to the same shards as over TCP, without a connection."""
+"""LocalSession: requests that the node makes itself, on behalf of HTTP.  The same commands to the same shards as over TCP, without a connection.
+
+HTTP has no flag for "this may have been sent before": an enqueue that brings ids of its own is taken for one that was.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from taskq.actors.session import Tell
 from taskq.core import messages as m
 from taskq.core.effects import Reply
 from taskq.core.session import House, Requests, inspected
+from taskq.ids import NIL
 
 
 class LocalSession:
@@ -28,7 +32,8 @@ class LocalSession:
             return
         self._seq += 1
         self._takers[self._seq] = reply
-        self._tell(self._requests.ask(self._seq, message))
+        resent = type(message) is m.Enqueue and message.ids != NIL * len(message.payloads)
+        self._tell(self._requests.ask(self._seq, message, resent))
 
     def answered(self, reply: Reply) -> None:
         whole = self._requests.answered(reply.seq, reply.part, reply.message)
