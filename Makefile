@@ -1,16 +1,19 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
-# make sim     more seeds of the simulation (SEEDS=0:2000)
+# make sim     more seeds of the simulation (SEEDS=0:2000, or UNTIL=10000: go on with the ledger)
+# make fuzz    foreign bytes for the parsers (INPUTS=10000000), guided by coverage; goes on with the ledger
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0:2000
+UNTIL ?=
+INPUTS ?= 10000000
 JOBS ?= 2
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker
 PROGRAMS := curl wrk ip
 
-.PHONY: demo test lint bench bench-micro sim programs clean
+.PHONY: demo test lint bench bench-micro sim fuzz programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -30,7 +33,11 @@ bench-micro: $(VENV)/ready
 	$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-columns=min,median,max,rounds
 
 sim: $(VENV)/ready
-	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
+	$(BIN)/python tests/sim/run.py $(if $(UNTIL),--until $(UNTIL),--seeds $(SEEDS))
+
+fuzz: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python tests/campaigns/fuzz.py --inputs $(INPUTS)
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

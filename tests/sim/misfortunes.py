@@ -30,8 +30,8 @@ def power_loss(world: World) -> bool:
 def arm(world: World) -> bool:
     if world.disk.armed in OFTEN:
         return False
-    world.disk.armed = world.rng.choice((*FAILPOINTS, *OFTEN))
-    world.disk.error_instead = world.rng.random() < (0.5 if world.disk.armed == "before sync" else 0.25)
+    world.disk.armed = world.rng.choice((*FAILPOINTS, *OFTEN, "before sync", "before sync"))
+    world.disk.error_instead = world.rng.random() < (0.7 if world.disk.armed == "before sync" else 0.25)
     world.trace("world", f"armed {world.disk.armed}{' with an error' if world.disk.error_instead else ''}")
     return True
 
