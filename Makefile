@@ -1,7 +1,8 @@
 # make demo    what taskq does, on real input            make bench        end to end, against the bare data flow
 # make test    ruff, mypy and all tests                   make bench-micro  single stages
 # make full-disk  a tmpfs that fills up under load (CYCLES=20)
-# make sim     more seeds of the simulation (SEEDS=0:2000)
+# make sim     more seeds of the simulation (SEEDS=0:2000, or UNTIL=10000: go on with the ledger)
+# make fuzz    foreign bytes for the parsers (INPUTS=10000000), guided by coverage; goes on with the ledger
 # make audit   known holes in the packages that taskq uses
 # make kills   kill -9 of everything, 1,000 times in each mode (KILLS=1000 MODE=fsync,os,memory), and a storm of stale reports
 # make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
@@ -18,12 +19,14 @@ MODE ?= fsync,os,memory
 IMAGES ?= 10000
 RUNS ?= 600
 CYCLES ?= 20
+UNTIL ?=
+INPUTS ?= 10000000
 JOBS ?= 2
 ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-.PHONY: demo test lint bench bench-micro sim kills power-loss disk-errors full-disk leases load audit programs clean
+.PHONY: demo test lint bench bench-micro sim fuzz kills power-loss disk-errors full-disk leases load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -43,7 +46,11 @@ bench-micro: $(VENV)/ready
 	$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-columns=min,median,max,rounds
 
 sim: $(VENV)/ready
-	$(BIN)/python tests/sim/run.py --seeds $(SEEDS)
+	$(BIN)/python tests/sim/run.py $(if $(UNTIL),--until $(UNTIL),--seeds $(SEEDS))
+
+fuzz: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python tests/campaigns/fuzz.py --inputs $(INPUTS)
 
 full-disk: $(VENV)/ready
 	$(BIN)/python tests/campaigns/full_disk.py --cycles $(CYCLES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,21 @@ async def test_a_flush_keeps_nothing_of_its_rows(tmp_path: Path) -> None:
         await client.enqueue("work", {"a": 1})
     await node.stop()
     assert shared.before_change is before
+
+
+async def test_an_id_that_is_sent_again_over_http_runs_once_though_its_task_has_left_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "FLUSH_S", 0.01)
+    async with testing.broker() as node:
+
+        def ask(method: str, path: str, task: dict[str, Any] | None = None) -> Any:
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"http://{node.http}{path}", json.dumps(task).encode() if task else None, headers, method=method)
+            return json.loads(urllib.request.urlopen(request).read())
+
+        first = await asyncio.to_thread(ask, "POST", "/enqueue", {"task_type": "work"})
+        await asyncio.to_thread(ask, "DELETE", f"/v1/tasks/{first['id']}")
+        async with asyncio.timeout(10):
+            while any(bytes.fromhex(first["id"]) in actor.shard.tasks for actor in node._shards):
+                await asyncio.sleep(0.01)
+        again = await asyncio.to_thread(ask, "POST", "/enqueue", {"task_type": "work", "id": first["id"]})
+        assert (again["id"], again["state"]) == (first["id"], "cancelled")

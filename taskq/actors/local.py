@@ -1,4 +1,7 @@
-"""LocalSession: requests that the node makes itself, on behalf of HTTP.  The same commands to the same shards as over TCP, without a connection."""
+"""LocalSession: requests that the node makes itself, on behalf of HTTP.  The same commands to the same shards as over TCP, without a connection.
+
+HTTP has no flag for "this may have been sent before": an enqueue that brings ids of its own is taken for one that was.
+"""
 
 from __future__ import annotations
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from sim.disk import Disk, DiskThread, SimJournal, SimStore
+from sim.disk import Disk, DiskThread, SimStore
 from sim.history import Fact
 from sim.loop import Process, VirtualLoop
 
+from taskq.actors.local import LocalSession
 from taskq.actors.shard import ShardActor
+from taskq.clock import SystemClock
 from taskq.config import BrokerConfig
 from taskq.core import records as r
 from taskq.core.effects import Effects, Forgotten, Reply
@@ -20,22 +22,38 @@ from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
 from taskq.core.session import House, Terms
 from taskq.core.shard import Shard
-from taskq.node import GRACE_OF_LEASE, Node
+from taskq.node import GRACE_OF_LEASE, LOCAL_ORIGIN, Node
+from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import load, recover
 
 START_MS = 1_700_000_000_000
 SECRET_KEY = bytes(32)
 
 
-class WallClock:
-    """Wall time over the virtual seconds; it jumps forward when told to."""
+class Wall:
+    """The clock on the wall over the virtual seconds, which jumps when told to, in both directions.  In the place of the module `time` for the
+    real SystemClock of each broker; clients read it as it is."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
-        self.jumped_ms = 0
+        self.jumped_ms = self.jumped_ms_max = 0
+
+    def jump(self, ms: int) -> None:
+        self.jumped_ms += ms
+        self.jumped_ms_max = max(self.jumped_ms_max, self.jumped_ms)
+
+    def catch_up(self) -> None:
+        """It shows the latest time that it has ever shown, and what has passed since."""
+        self.jumped_ms = self.jumped_ms_max
 
     def now_ms(self) -> int:
-        return START_MS + int(self._loop.seconds * 1000) + self.jumped_ms
+        return self.time_ns() // 1_000_000
+
+    def time_ns(self) -> int:
+        return (START_MS + self.jumped_ms) * 1_000_000 + int(self._loop.seconds * 1e9)
+
+    def monotonic_ns(self) -> int:
+        return int(self._loop.seconds * 1e9)
 
 
 @attrs.define
@@ -43,7 +61,7 @@ class Watch:
     """What the world wants to know of a broker."""
 
     facts: Callable[[SimNode, list[Fact]], None]
-    recovered: Callable[[SimNode, SimStore], None]
+    recovered: Callable[[SimNode, SimStore, int], None]
     pruned: Callable[[list[bytes]], None]
     wrong: Callable[[str], None]
 
@@ -62,19 +80,20 @@ class _WatchedShard(ShardActor):
 class SimNode(Node):
     """See the module.  Everything else is the node's own: shards, journal, store, listener, sessions, and the order in which they start and stop."""
 
-    def __init__(self, config: BrokerConfig, clock: WallClock, disk: Disk, rng: random.Random, watch: Watch, hot_bytes_max: int) -> None:
-        super().__init__(config, clock)
+    def __init__(self, config: BrokerConfig, disk: Disk, rng: random.Random, watch: Watch, hot_bytes_max: int, segment_bytes: int) -> None:
+        super().__init__(config, SystemClock())
         self._rng = rng
         self._disk = disk
         self._watch = watch
-        self._hot_bytes_max = hot_bytes_max
+        self._hot_bytes_max, self._segment_bytes = hot_bytes_max, segment_bytes
         self.ready = False
 
     async def _assemble(self) -> None:
         config, enter, watch = self.config, self._parts.enter_async_context, self._watch
-        store, files = SimStore(self._disk, watch.pruned, watch.wrong), SimJournal(self._disk)
+        store, files = SimStore(self._disk, watch.pruned, watch.wrong), FileJournal(self._disk.path, self._segment_bytes)  # type: ignore[arg-type]
         recovered = await recover(store, files)
-        watch.recovered(self, store)
+        store.recovered = True
+        watch.recovered(self, store, recovered.next_lsn - 1)
         shared = self._shared(recovered)
         shared.budget.bytes_max = self._hot_bytes_max
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
@@ -88,7 +107,9 @@ class SimNode(Node):
         for actor in self._shards:
             actor.wrong = watch.wrong
         self._store = await enter(self._storing(store, shared))
+        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.now_ms, self._tell)
         self._listener = await enter(self._listening())
+        await enter(self._serving_http())
         for actor in self._shards:
             actor.wake()
         self._pulse()
@@ -137,11 +158,11 @@ class Machine:
 
     loop: VirtualLoop
     rng: random.Random
-    clock: WallClock
     disk: Disk
     config: BrokerConfig
     watch: Watch
     hot_bytes_max: int
+    segment_bytes: int
     process: Process = attrs.field(init=False)
     node: SimNode | None = None
     starts: int = 0
@@ -155,7 +176,7 @@ class Machine:
         self.starts += 1
         self.process = process = Process(self.loop, f"broker {self.starts}")
         self.config = attrs.evolve(self.config, shards=shards)
-        self.node = node = SimNode(self.config, self.clock, self.disk, self.rng, self.watch, self.hot_bytes_max)
+        self.node = node = SimNode(self.config, self.disk, self.rng, self.watch, self.hot_bytes_max, self.segment_bytes)
 
         async def life() -> None:
             try:

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from sim.broker import WallClock
+from sim.broker import Wall
 from sim.history import History, Violation, split
 from sim.loop import Process, VirtualLoop
 from sim.network import Network
 
 from taskq.connection import Address, Channel
 from taskq.core import messages as m
-from taskq.errors import BrokerUnavailable
+from taskq.errors import BY_CODE, BrokerUnavailable
 from taskq.ids import NIL, make_id, slot_of_queue
 from taskq.protocol.link import READY, Answered, Pushed, Ready, Refused
 
@@ -33,7 +33,7 @@ class Scene:
 
     loop: VirtualLoop
     rng: random.Random
-    clock: WallClock
+    clock: Wall
     network: Network
     history: History
     trace: Callable[[str, str], None]
@@ -88,7 +88,7 @@ class Client:
 # ---- producers ---------------------------------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Asked:
     """A request, and the tasks that were acknowledged before it was sent."""
 
@@ -103,6 +103,7 @@ class Producer(Client):
         super().__init__(scene, name, "producer")
         self.made: list[bytes] = []
         self.sent = 0
+        self.open: dict[Asked, None] = {}
 
     async def live(self) -> None:
         scene = self.scene
@@ -148,8 +149,9 @@ class Producer(Client):
 
     def _payload(self) -> bytes:
         self.sent += 1
-        text = f"{self.name} {self.sent} ".encode()
-        return text + bytes(self.scene.rng.choice([0, 0, 50, 2_000, 6_000]))
+        payload = f"{self.name} {self.sent} ".encode() + bytes(self.scene.rng.choice([0, 0, 50, 2_000, 6_000]))
+        self.scene.history.sent[payload] = None
+        return payload
 
     def enqueue_again(self) -> None:
         """An id of long ago: the answer was perhaps lost, perhaps the task has long been pruned."""
@@ -162,7 +164,9 @@ class Producer(Client):
     def request(self, message: Any, *, resent: bool = False) -> None:
         deadline_s = None if self.scene.rng.random() < 0.5 else self.scene.rng.uniform(0.5, 60.0)
         self.say(f"→ {describe(message)}")
-        self.channel.request(message, Asked(message, frozenset(self.scene.history.acknowledged)), deadline_s)
+        asked = Asked(message, frozenset(self.scene.history.acknowledged))
+        self.open[asked] = None
+        self.channel.request(message, asked, deadline_s)
         if resent:
             link = self.channel.link
             waiting = [*link._pending.values(), *(request for lane in (link._others, *link._lanes.values()) for request in lane.queue)]
@@ -174,8 +178,14 @@ class Producer(Client):
     def on_event(self, event: Any) -> None:
         history = self.scene.history
         asked = getattr(event, "owner", None)
+        if isinstance(event, Answered | Refused) and asked is not None:
+            if asked not in self.open:
+                raise Violation(f"a {type(asked.message).__name__} of {self.name} was answered twice")
+            del self.open[asked]
         if isinstance(event, Refused):
             self.say(f"← {type(asked.message).__name__} {event.error.code}")
+            if event.error.code not in BY_CODE:
+                raise Violation(f"a {type(asked.message).__name__} of {self.name} was refused without a known code: {event.error.code!r}")
             if isinstance(asked.message, m.Get) and event.error.code == "NOT_FOUND":
                 history.not_found(asked.message.id, asked.sure)
         if not isinstance(event, Answered):

@@ -1,44 +1,50 @@
 """The disk of a broker: what is written survives a kill, what is synced survives power loss.  And the ways in which a process dies at it.
 
-A *failpoint* is a place between two steps (write and sync, sync and the answer, before and after a commit).  The fault that is armed for it
-strikes when the process gets there: the process is dead at once, or the disk answers with an error whose outcome is unknown.
+A *failpoint* is a place before or after a step (write, sync, commit, …).  The fault that is armed for it strikes when the process gets there:
+the process is dead at once, or the disk answers with an error whose outcome is unknown.  A disk may also be full.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sim.files import STEPS, Folder, Killed, SimPath
 from sim.loop import VirtualLoop
 
 from taskq.storage.base import Pruned, Retention, WriteBatch
-from taskq.storage.memory import Contents, MemoryJournal, MemoryStore
+from taskq.storage.memory import Contents, MemoryStore
 
-FAILPOINTS = ("before write", "after write", "before sync", "after sync", "before commit", "after commit")
+FAILPOINTS = (*(f"{when} {step}" for step in (*STEPS, "commit") for when in ("before", "after")), "in write")
+# those of a broker at work are met at once, the others by a start, a new segment or a flush
+OFTEN = ("before write", "in write", "after write", "before sync", "after sync", "before commit", "after commit")
 # a fast disk, and a slow one
 STEPS_S = ((0.0002, 0.01), (0.01, 0.15))
 SLOW_S = (0.1, 1.0)
-
-
-class Killed(BaseException):
-    """The process died in the middle of this call."""
+COMMIT_BYTES = 512
 
 
 class Disk:
-    """The state that outlives a process.  `armed` is the failpoint at which `strike` is called next."""
+    """The state that outlives a process.  `armed` is the failpoint at which `strike` is called next; `room` what fits on it, if it is full soon."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.step_s = rng.choice(STEPS_S)
         self.contents = Contents()
-        self.journal = MemoryJournal()
+        self.folder = Folder(self)
         self.armed = ""
         self.error_instead = False
+        self.room: int | None = None
         self.strike: Callable[[str], None] = lambda where: None
         self.on_fault: Callable[[], None] = lambda: None
+
+    @property
+    def path(self) -> SimPath:
+        return SimPath(self.folder)
 
     @property
     def applied_lsn(self) -> int:
@@ -47,10 +53,26 @@ class Disk:
     @property
     def end_lsn(self) -> int:
         """Up to where a start would know everything."""
-        return max(self.applied_lsn, max((batch.first_lsn + len(batch.records) - 1 for batch in self.journal.synced), default=0))
+        return self.folder.end_lsn(self.applied_lsn)
 
-    def crash(self, keep_unsynced: int) -> None:
-        self.journal = self.journal.crash(keep_unsynced)
+    @property
+    def durable_lsn(self) -> int:
+        """The same after the worst power loss."""
+        return self.folder.end_lsn(self.applied_lsn, durable=True)
+
+    def crash(self, power: bool) -> None:
+        self.folder = self.folder.crash(power, self.rng)
+
+    def take_room(self, size: int) -> int:
+        """How many of these bytes fit; an error if none does."""
+        if self.room is None:
+            return size
+        taken = min(size, self.room)
+        self.room -= taken
+        if not taken:
+            self.on_fault()
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return taken
 
     def reached(self, where: str) -> None:
         if self.armed != where:
@@ -58,33 +80,12 @@ class Disk:
         self.armed = ""
         if self.error_instead:
             self.on_fault()
-            raise OSError(5, f"input/output error {where}")
+            raise OSError(errno.EIO, f"input/output error {where}")
         self.strike(where)
         raise Killed(where)
 
     def duration(self) -> float:
         return self.rng.uniform(*(SLOW_S if self.rng.random() < 0.03 else self.step_s))
-
-
-class SimJournal:
-    """The journal as one process sees it."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._journal = disk.journal
-
-    def write(self, first_lsn: int, records: Sequence[Sequence[bytes | memoryview]]) -> None:
-        self._disk.reached("before write")
-        self._journal.write(first_lsn, records)
-        self._disk.reached("after write")
-
-    def sync(self) -> None:
-        self._disk.reached("before sync")
-        self._journal.sync()
-        self._disk.reached("after sync")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
 
 
 class SimStore(MemoryStore):
@@ -93,12 +94,15 @@ class SimStore(MemoryStore):
     def __init__(self, disk: Disk, on_prune: Callable[[list[bytes]], None], on_wrong: Callable[[str], None]) -> None:
         super().__init__(disk.contents)
         self._disk, self._on_prune, self._on_wrong = disk, on_prune, on_wrong
+        self.recovered = False
 
     async def commit(self, batch: WriteBatch) -> None:
         await self._pass("before commit")
-        applied_lsn, journal = batch.meta.get("applied_lsn", 0), self._disk.journal
-        if applied_lsn > max(journal.synced_lsn, self._disk.applied_lsn):
-            self._on_wrong(f"a commit takes records up to {applied_lsn}, the journal is synced up to {journal.synced_lsn}")
+        applied_lsn, disk = batch.meta.get("applied_lsn", 0), self._disk
+        if self.recovered and applied_lsn > (durable_lsn := disk.durable_lsn):
+            self._on_wrong(f"a commit takes records up to {applied_lsn}, the journal is synced up to {durable_lsn}")
+        if disk.room is not None and disk.room < COMMIT_BYTES:
+            disk.take_room(0)
         await super().commit(batch)
         await self._pass("after commit")
 

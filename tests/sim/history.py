@@ -82,6 +82,7 @@ class Model:
         self.tasks: dict[bytes, Known] = {}
         self.keys: dict[tuple[str, str], Known] = {}
         self.ended: dict[int, tuple[bytes, str]] = {}
+        self.sent: dict[bytes, None] = {}
         self.tokens_max = self.last_lsn = 0
 
     def add(self, fact: Fact) -> None:
@@ -136,6 +137,8 @@ class Model:
         record: r.Admitted = fact.record
         for at, task_id in enumerate(split(record.ids, 16)):
             seq, due_ms, key = record.first_seq + at, of_task(record.dues_ms, at), of_task(record.keys, at)
+            if bytes(record.payloads[at]) not in self.sent:
+                raise Violation(f"task {task_id.hex()} has a payload that nobody sent")
             if task_id in self.tasks:
                 raise Violation(f"task {task_id.hex()} was enqueued twice")
             if key is not None and (record.queue, key) in self.keys:
@@ -250,6 +253,7 @@ class History:
 
     def __init__(self) -> None:
         self.model = Model()
+        self.sent = self.model.sent
         self.acknowledged: dict[bytes, None] = {}
         self.completions: dict[bytes, bytes] = {}
         self.shown_final: dict[bytes, str] = {}
@@ -297,8 +301,8 @@ class History:
             idle = kind is not m.Ack and self.model.tasks[task_id].state in ("failed", "cancelled")
             if how not in ENDINGS[kind] and not idle:
                 raise Violation(f"a {kind.__name__} on task {task_id.hex()} was accepted, but the run is {how} (token {token:x})")
-            if kind is m.Ack:
-                self.completions[task_id] = result
+            if kind is m.Ack and self.completions.setdefault(task_id, result) != result:
+                raise Violation(f"task {task_id.hex()} was completed twice, with two results")
 
     def cancelled(self, ids: list[bytes], outcomes: bytes, sure: frozenset[bytes]) -> None:
         """What became of a cancel; `sure` are the tasks that were acknowledged before it was sent."""

@@ -142,7 +142,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return future
 
     async def create_connection(self, factory: Any, host: str, port: int) -> Any:
-        return await self.network.connect(_OWNER.get(), factory)
+        return await self.network.connect(_OWNER.get(), factory, port)
 
     async def create_server(self, factory: Any, host: str, port: int, **options: Any) -> Any:
         return self.network.serve(_OWNER.get(), factory, (host, port))

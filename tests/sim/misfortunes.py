@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sim.disk import FAILPOINTS
+from sim.disk import FAILPOINTS, OFTEN
 
 if TYPE_CHECKING:
     from sim.world import World
@@ -28,9 +28,10 @@ def power_loss(world: World) -> bool:
 
 
 def arm(world: World) -> bool:
-    if world.disk.armed:
+    if world.disk.armed in OFTEN:
         return False
-    world.disk.armed, world.disk.error_instead = world.rng.choice(FAILPOINTS), world.rng.random() < 0.25
+    world.disk.armed = world.rng.choice((*FAILPOINTS, *OFTEN, "before sync", "before sync"))
+    world.disk.error_instead = world.rng.random() < (0.7 if world.disk.armed == "before sync" else 0.25)
     world.trace("world", f"armed {world.disk.armed}{' with an error' if world.disk.error_instead else ''}")
     return True
 
@@ -56,9 +57,18 @@ def freeze_broker(world: World) -> bool:
 
 
 def jump(world: World) -> bool:
-    jump_ms = world.rng.choice([900, 20_000, 70_000, 3_600_000, 86_400_000])
+    jump_ms = world.rng.choice([900, 20_000, 70_000, 3_600_000, 86_400_000, -900, -20_000, -70_000, -3_600_000])
     world.trace("world", f"the clock jumps by {jump_ms} ms")
-    world.clock.jumped_ms += jump_ms
+    world.clock.jump(jump_ms)
+    return True
+
+
+def fill(world: World) -> bool:
+    if world.disk.room is not None:
+        return False
+    world.disk.room = world.rng.choice([0, 300, 2_000, 10_000])
+    world.trace("world", f"the disk has {world.disk.room} bytes left")
+    world.later(world.rng.uniform(0.5, 15.0), world.free)
     return True
 
 
@@ -74,7 +84,7 @@ def break_off(world: World) -> bool:
 
 
 def isolate(world: World) -> bool:
-    client = world.rng.choice([*world.producers, *world.workers])
+    client = world.rng.choice([*world.producers, *world.callers, *world.workers])
     if not client.process.alive:
         return False
     world.trace("world", f"{client.name} is cut off")
@@ -147,6 +157,7 @@ MISFORTUNES: dict[str, tuple[int, Callable[[World], bool]]] = {
     "failpoint": (6, arm),
     "clean stop": (2, stop_cleanly),
     "broker frozen": (2, freeze_broker),
+    "disk full": (2, fill),
     "clock jump": (4, jump),
     "connection broken": (6, break_off),
     "client cut off": (2, isolate),

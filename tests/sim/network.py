@@ -119,20 +119,20 @@ class _Socket:
 
 class _Server:
     def __init__(self, network: Network, process: Process, factory: Callable[[], Any], address: tuple[str, int]) -> None:
-        self.network, self.process, self.factory = network, process, factory
+        self.network, self.process, self.factory, self.address = network, process, factory, address
         self.sockets = [_Socket(address)]
 
     def close(self) -> None:
-        if self.network.server is self:
-            self.network.server = None
+        if self.network.servers.get(self.address[1]) is self:
+            del self.network.servers[self.address[1]]
 
 
 class Network:
-    """One server, any number of clients."""
+    """One server process with a few ports, any number of clients."""
 
     def __init__(self, loop: VirtualLoop, rng: random.Random) -> None:
         self.loop, self.rng = loop, rng
-        self.server: _Server | None = None
+        self.servers: dict[int, _Server] = {}
         self.transports: dict[Transport, None] = {}
         self.unreachable: set[Process] = set()
         self.healed = False
@@ -152,16 +152,16 @@ class Network:
         return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
     def serve(self, process: Process, factory: Callable[[], Any], address: tuple[str, int]) -> _Server:
-        self.server = _Server(self, process, factory, address)
-        return self.server
+        server = self.servers[address[1]] = _Server(self, process, factory, address)
+        return server
 
-    async def connect(self, process: Process, factory: Callable[[], Any]) -> tuple[Transport, Any]:
+    async def connect(self, process: Process, factory: Callable[[], Any], port: int) -> tuple[Transport, Any]:
         await asyncio.sleep(self.delay())
         if process in self.unreachable:
             await self.loop.create_future()
-        if self.server is None or not self.server.process.alive:
+        server = self.servers.get(port)
+        if server is None or not server.process.alive:
             raise ConnectionRefusedError(111, "connection refused")
-        server = self.server
         near = Transport(self, process, factory())
         far = Transport(self, server.process, None)
         near.peer, far.peer = far, near
@@ -201,8 +201,7 @@ class Network:
 
     def died(self, process: Process, *, silently: bool) -> None:
         """A process is dead: the kernel closes its connections, unless its whole machine is gone, and what it sent last with it."""
-        if self.server is not None and self.server.process is process:
-            self.server = None
+        self.servers = {port: server for port, server in self.servers.items() if server.process is not process}
         for transport in self.of(process):
             self.transports.pop(transport, None)
             transport.peer.end(self.pick(UNNOTICED_S if silently else NOTICE_S), ConnectionResetError("reset by peer"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,22 +11,25 @@ from typing import Any
 import attrs
 import pytest
 from sim import broker
+from sim.clients import Producer
 from sim.disk import SimStore
-from sim.history import Violation
-from sim.world import simulate
+from sim.history import History, Model, Violation
+from sim.world import World, simulate
 
 from taskq.actors.journal import JournalActor
 from taskq.actors.store import StoreActor
 from taskq.core import effects as fx
 from taskq.core import enqueue, grant, lease, report, shard, timer
+from taskq.core import messages as m
 from taskq.core.book import Book
 from taskq.core.effects import FindLoad
 from taskq.core.queue import Queue
 from taskq.core.records import Ended
 from taskq.core.session import Requests
-from taskq.core.task import FINAL, PENDING, RUNNING
+from taskq.core.task import FAILED, FINAL, PENDING, RUNNING
 from taskq.ids import ID_BYTES, split
-from taskq.storage.memory import MemoryJournal
+from taskq.storage import journal
+from taskq.storage.journal import FileJournal
 from taskq.storage.rows import batch_of, size_names
 
 SEEDS = 60
@@ -92,8 +96,8 @@ def no_check_of_tokens(patch: Patch) -> None:
 
 def lsn_from_the_journal_alone(patch: Patch) -> None:
     """The next LSN follows the journal's end, not what the store has applied."""
-    recover, start = broker.recover, MemoryJournal.start
-    patch.setattr(MemoryJournal, "start", lambda self, epoch, next_lsn: start(self, epoch, self.end_lsn + 1))
+    recover, start = broker.recover, FileJournal.start
+    patch.setattr(FileJournal, "start", lambda self, epoch, next_lsn: start(self, epoch, self.end_lsn + 1))
 
     async def recovered(store: Any, files: Any) -> Any:
         found = await recover(store, files)
@@ -204,6 +208,129 @@ def a_flush_is_told_too_soon(patch: Patch) -> None:
     patch.setattr(SimStore, "commit", late)
 
 
+def a_session_extends_what_it_does_not_list(patch: Patch) -> None:
+    """A sign of life keeps all leases of the session, those of deliveries that never arrived too."""
+    held = shard.DECIDE[fx.Held]
+
+    def decide(book: Book, command: fx.Command, now_ms: int, known: object) -> Any:
+        tokens = frozenset(token.to_bytes(8, "big") for token in book.held.get(command.message.session, {}))
+        return held(book, attrs.evolve(command, message=attrs.evolve(command.message, tokens=command.message.tokens | tokens)), now_ms, known)
+
+    patch.setitem(shard.DECIDE, fx.Held, decide)
+    patch.setattr(lease, "_take_back_unconfirmed", lambda book, session, now_ms: ())
+
+
+def a_failed_sync_is_tried_again(patch: Patch) -> None:
+    """After an error of fdatasync the next one succeeds, and is believed."""
+
+    def sync_data(fd: int) -> int:
+        try:
+            journal.os.fdatasync(fd)
+        except OSError:
+            journal.os.fdatasync(fd)
+        return 0
+
+    patch.setattr(journal, "_data_sync", sync_data)
+
+
+def pruned_ids_are_forgotten(patch: Patch) -> None:
+    """An id that is older than all that is kept counts as new."""
+    patch.setattr(Book, "pruned_id_ms", property(lambda self: 0))
+
+
+def one_known_task_spoils_its_frame(patch: Patch) -> None:
+    """If one task of a frame exists, the others are acknowledged and not recorded."""
+    decide = enqueue.decide_enqueue
+
+    def careless(*args: Any) -> Any:
+        records, reply = decide(*args)
+        return ([], reply) if m.EXISTS in getattr(reply, "outcomes", b"") else (records, reply)
+
+    patch.setitem(shard.DECIDE, m.Enqueue, careless)
+
+
+def a_dead_letter_is_counted_twice(patch: Patch) -> None:
+    """Each dead letter adds two to the count of its queue."""
+    move = Queue.move
+
+    def twice(self: Queue, task: Any, state: int) -> None:
+        move(self, task, state)
+        self.counts[state] += state == FAILED
+
+    patch.setattr(Queue, "move", twice)
+
+
+def the_reaper_does_not_look_at_tokens(patch: Patch) -> None:
+    """What a session has handed back is ended with it all the same, whoever has it by then."""
+    patch.setattr(Book, "held_drop", lambda self, task: None)
+
+
+def torn_batches_are_believed(patch: Patch) -> None:
+    """The checksum of a batch is not looked at."""
+
+    class Any32:
+        size, pack = journal._CRC.size, journal._CRC.pack
+
+        def unpack_from(self, data: bytes, at: int) -> tuple[Any]:
+            return (_EqualsAll(),) if at == journal._BATCH.size else journal_crc.unpack_from(data, at)
+
+    journal_crc = journal._CRC
+    patch.setattr(journal, "_CRC", Any32())
+
+
+class _EqualsAll:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def the_folder_is_not_synced(patch: Patch) -> None:
+    """A new segment is written to before its name is safe."""
+    sync = journal._sync_path
+    patch.setattr(journal, "_sync_path", lambda path: sync(path) if path.name else None)
+
+
+def no_room_is_no_error(patch: Patch) -> None:
+    """What does not fit on the disk is left out."""
+    write = journal._write_all
+
+    def lenient(fd: int, buffers: list[Any]) -> int:
+        try:
+            return write(fd, list(buffers))
+        except OSError:
+            return sum(map(len, buffers))
+
+    patch.setattr(journal, "_write_all", lenient)
+
+
+def an_answer_is_lost(patch: Patch) -> None:
+    """Every tenth answer of a shard to an enqueue goes nowhere, and the connection stays."""
+    answered, count = Requests.answered, itertools.count()
+
+    def forgetful(self: Requests, seq: int, part: int, answer: Any) -> Any:
+        whole = answered(self, seq, part, answer)
+        return None if type(whole) is m.Enqueued and next(count) % 10 == 9 else whole
+
+    patch.setattr(Requests, "answered", forgetful)
+
+
+def an_attempt_is_free(patch: Patch) -> None:
+    """A failed run does not use up an attempt."""
+    evolve = shard.EVOLVE[Ended]
+
+    def generous(book: Book, record: Ended) -> None:
+        before = {task_id: book.tasks[task_id].attempts for task_id in split(record.ids, ID_BYTES)}
+        evolve(book, record)
+        for task_id, attempts in before.items():
+            book.tasks[task_id].attempts = attempts
+
+    patch.setitem(shard.EVOLVE, Ended, generous)
+
+
 # the bug, and what it must be found by
 PLANTED: dict[Callable[[Patch], None], str] = {
     reply_before_sync: "acknowledged and is lost|and it is|does not exist",
@@ -222,8 +349,57 @@ PLANTED: dict[Callable[[Patch], None], str] = {
     back_of_the_line: "contradicts itself|was granted before",
     a_result_is_lost: "records say|in the store",
     leases_end_twice: "contradicts itself",
-    a_flush_is_told_too_soon: "in the store|has no row|records say",
+    a_flush_is_told_too_soon: "synced up to|in the store|has no row|records say",
+    a_session_extends_what_it_does_not_list: "is running for ever",
+    a_failed_sync_is_tried_again: "the journal is synced up to|acknowledged and is lost|and it is",
+    pruned_ids_are_forgotten: "was enqueued twice",
+    one_known_task_spoils_its_frame: "was acknowledged and does not exist",
+    a_dead_letter_is_counted_twice: "counts .* failed tasks",
+    the_reaper_does_not_look_at_tokens: "the end .* of task|contradicts itself",
+    torn_batches_are_believed: "recovery has found LSN|the broker crashed",
+    the_folder_is_not_synced: "the journal is synced up to|acknowledged and is lost|and it is|the broker crashed",
+    no_room_is_no_error: "the journal is synced up to|acknowledged and is lost|and it is|the broker crashed",
+    an_answer_is_lost: "is never answered|was never told",
+    an_attempt_is_free: "attempts|as attempt",
 }
+
+# the twelve of research on what such checkers must find; what this version has no feature for is replaced by the nearest thing that it has
+TWELVE = {
+    "ack before commit": reply_before_sync,
+    "no token test": no_check_of_tokens,
+    "reuse of seq after restart": tokens_begin_anew,
+    "extend by session": a_session_extends_what_it_does_not_list,
+    "go on after a commit error": a_failed_sync_is_tried_again,
+    "skip tombstone": pruned_ids_are_forgotten,
+    "wall-clock lease": gap_is_ignored,
+    "batch abort": one_known_task_spoils_its_frame,
+    "dedup outside of the transaction": keys_are_not_looked_up,
+    "cancel ignored on expiry": cancel_is_forgotten_at_expiry,
+    "double dependency count": a_dead_letter_is_counted_twice,  # until there are dependencies
+    "reaper without token": the_reaper_does_not_look_at_tokens,
+}
+
+# each invariant: where it is checked, and a planted bug that shows that it is
+INVARIANTS: dict[str, tuple[tuple[Callable[..., Any], ...], Callable[[Patch], None]]] = {
+    "I1 acknowledged is never lost": ((History._check_promises, History.not_found), reply_before_sync),
+    "I2 no task that nobody sent": ((Model._admitted, History.deliver, History.check_store), one_known_task_spoils_its_frame),
+    "I3 completed once": ((Model._completed, History.reported), no_check_of_tokens),
+    "I4 no grant after the end": ((Model._granted, Model._expect), cold_while_dirty),
+    "I5 tokens rise, one is valid": ((Model._granted, History.deliver, History.reported), tokens_begin_anew),
+    "I6 attempts are exact": ((Model._ended, History.deliver, History._check_row), an_attempt_is_free),
+    "I7 recovered is a prefix of the log": ((Model.cut, World._recovered, History.check_store), torn_batches_are_believed),
+    "I8 order": ((Model._check_order,), priorities_are_ignored),  # of a line; ordering keys are a feature to come
+    "I9 counts": ((History.check_shards, Model.counts), a_dead_letter_is_counted_twice),
+    "I10 indexes agree with the tasks": ((Book.check, History.check_shards), leases_end_twice),
+    "I11 all ends once all is healed": ((History.check_end, World._come_to_rest), a_session_extends_what_it_does_not_list),
+    "I12 one answer each": ((Producer.on_event, World._come_to_rest), an_answer_is_lost),
+}
+
+
+def test_each_of_the_twelve_and_each_invariant_has_a_bug_that_shows_it() -> None:
+    assert len(TWELVE) == 12 and set(TWELVE.values()) <= set(PLANTED)
+    assert [name.split()[0] for name in INVARIANTS] == [f"I{number}" for number in range(1, 13)]
+    assert {bug for _, bug in INVARIANTS.values()} <= set(PLANTED)
 
 
 @pytest.fixture

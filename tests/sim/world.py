@@ -18,20 +18,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
-from sim.broker import Machine, SimNode, WallClock, Watch
+from sim.broker import Machine, SimNode, Wall, Watch
+from sim.caller import Caller
 from sim.clients import Producer, Scene, Worker
 from sim.disk import Disk, SimStore
+from sim.files import System
 from sim.history import Fact, History, Violation, split
 from sim.loop import VirtualLoop
 from sim.misfortunes import MISFORTUNES
 from sim.network import Network
 
+from taskq import clock
 from taskq.actors import store
 from taskq.config import BrokerConfig
 from taskq.core import grant, queue
 from taskq.core import records as r
 from taskq.core.messages import FSYNC, MEMORY
-from taskq.storage import recovery
+from taskq.storage import journal, recovery
 from taskq.storage.rows import task_of
 
 QUEUES = ("mail", "build", "index", "report")
@@ -52,6 +55,8 @@ class Outcome:
     seconds: float
     facts: int
     starts: int
+    power_losses: int
+    failpoints: int
     acknowledged: int
     forgiven: int
     faults: dict[str, int]
@@ -68,6 +73,7 @@ class Sizes:
     hot_bytes_max: int
     flush_s: float
     flush_tasks: int
+    segment_bytes: int
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Sizes:
@@ -79,12 +85,15 @@ class Sizes:
             hot_bytes_max=rng.choice([0, 3_000, 1 << 27]),
             flush_s=rng.choice([0.02, 0.1, 1.0]),
             flush_tasks=rng.choice([1, 10, 40_000]),
+            segment_bytes=rng.choice([1, 4_000, 1 << 26]),
         )
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The limits of the core are this small for as long as the run takes."""
-        small = (
+    def applied(self, wall: Wall) -> Iterator[None]:
+        """The limits of the core are this small for as long as the run takes; the journal's files and all clocks are the simulation's."""
+        replaced: tuple[tuple[Any, str, Any], ...] = (
+            (clock, "time", wall),
+            (journal, "os", System()),
             (queue, "LINE_HOT_MIN", self.line_hot_min),
             (queue, "LOAD_TASKS", self.load_tasks),
             (grant, "LOAD_TASKS", self.load_tasks),
@@ -95,13 +104,13 @@ class Sizes:
             (store, "FLUSH_TASKS", self.flush_tasks),
             (store, "SLICE_TASKS", 2),
         )
-        before = [getattr(module, name) for module, name, _ in small]
-        for module, name, value in small:
+        before = [getattr(module, name) for module, name, _ in replaced]
+        for module, name, value in replaced:
             setattr(module, name, value)
         try:
             yield
         finally:
-            for (module, name, _), value in zip(small, before, strict=True):
+            for (module, name, _), value in zip(replaced, before, strict=True):
                 setattr(module, name, value)
 
 
@@ -129,7 +138,7 @@ class World:
         self.context = contextvars.Context()
         self.loop.set_exception_handler(self._exception)
         self.over: asyncio.Future[None] = self.loop.create_future()
-        self.clock = WallClock(self.loop)
+        self.clock = Wall(self.loop)
         self.network = self.loop.network = Network(self.loop, rng)
         self.disk = Disk(rng)
         self.disk.strike, self.disk.on_fault = self._struck, self._faulted
@@ -138,13 +147,14 @@ class World:
         self.lines: deque[str] = deque(maxlen=TRACE_LINES)
         self.hash = hashlib.blake2b(digest_size=16)
         self.faults: dict[str, int] = {}
-        self.facts = 0
+        self.facts = self.power_losses = self.struck = 0
         self.faulty = self.stopping = self.checking = False
         watch = Watch(self._facts, self._recovered, self._pruned, self.fail)
-        self.machine = Machine(self.loop, rng, self.clock, self.disk, self._config(), watch, self.sizes.hot_bytes_max)
+        self.machine = Machine(self.loop, rng, self.disk, self._config(), watch, self.sizes.hot_bytes_max, self.sizes.segment_bytes)
         queues, task_types = list(QUEUES[: rng.randrange(1, 5)]), list(TASK_TYPES[: rng.randrange(1, 4)])
         self.scene = Scene(self.loop, rng, self.clock, self.network, self.history, self.trace, self.fail, queues, task_types)
         self.producers: list[Producer] = []
+        self.callers: list[Caller] = []
         self.workers: list[Worker] = []
         self.born = 0
 
@@ -152,6 +162,7 @@ class World:
         rng = self.rng
         return BrokerConfig(
             listen="127.0.0.1:7000",
+            http="127.0.0.1:3000",
             durability=rng.choice(["fsync", "fsync", "os", "memory"]),
             shards=rng.choice([1, 2, 4]),
             lease=LEASE_S,
@@ -164,13 +175,13 @@ class World:
 
     def run(self) -> Outcome:
         """Raises Violation."""
-        with quiet(), self.sizes.applied():
+        with quiet(), self.sizes.applied(self.clock):
             try:
                 self.loop.run_until_complete(self._guarded())
             finally:
                 self._end()
         return Outcome(
-            self.seed, self.hash.hexdigest(), self.loop.seconds, self.facts, self.machine.starts,
+            self.seed, self.hash.hexdigest(), self.loop.seconds, self.facts, self.machine.starts, self.power_losses, self.struck,
             len(self.history.acknowledged), self.history.forgiven, self.faults,
         )  # fmt: skip
 
@@ -193,6 +204,9 @@ class World:
         for _ in range(self.rng.randrange(1, 4)):
             self.born += 1
             self.producers.append(Producer(self.scene, f"producer {self.born}"))
+        if self.rng.random() < 0.5:
+            self.born += 1
+            self.callers.append(Caller(self.scene, f"caller {self.born}"))
         for _ in range(self.rng.randrange(1, 5)):
             self.hire()
         watch = self.loop.create_task(self._watch())
@@ -239,36 +253,47 @@ class World:
 
     def _faulted(self) -> None:
         self.faulty = True
+        self.struck += 1
         self.trace("world", "the disk fails")
 
     def _struck(self, where: str) -> None:
+        self.struck += 1
         self.trace("world", f"struck {where}")
         self.die(self.rng.random() < 0.5)
         self.start_later()
 
     def die(self, power: bool) -> None:
         """The broker's process is gone, or its whole machine."""
-        machine, unsynced = self.machine, len(self.disk.journal.unsynced)
-        keep = self.rng.randrange(unsynced + 1) if power else unsynced
+        machine = self.machine
         strict = machine.mode == FSYNC or (machine.mode != MEMORY and not power)
-        self.trace("world", f"{'power loss' if power else 'kill -9'}, {keep} of {unsynced} unsynced batches kept")
         machine.process.kill()
         self.network.died(machine.process, silently=power or not strict)
         self.disk.armed = ""
-        self.disk.crash(keep)
+        before, durable = self.disk.end_lsn, self.disk.durable_lsn
+        self.disk.crash(power)
+        self.trace("world", f"{'power loss' if power else 'kill -9'}: of LSN {before}, {durable} synced, the disk has {self.disk.end_lsn}")
+        self.power_losses += power
         self._check(lambda: self.history.crashed(self.disk.end_lsn, strict=strict))
+
+    def free(self) -> None:
+        self.trace("world", "the disk has room again")
+        self.disk.room = None
 
     async def stop(self) -> None:
         """An orderly end, in the broker's own process."""
         node, machine = self.machine.node, self.machine
         await node.drain(self.rng.uniform(0.0, 5.0))
-        await node.stop()
-        if node.failed.done():
+        try:
+            await node.stop()
+        except OSError as failure:
+            if not node.failed.done():
+                self._failed(failure)
+        if node.failed.done() or not machine.process.alive:
             return
         self.trace("world", "the broker has stopped")
         machine.process.kill()
         self.network.died(machine.process, silently=False)
-        if self.disk.journal.synced or self.disk.journal.unsynced:
+        if self.disk.folder.entries:
             self.fail("a clean stop left records in the journal")
         self._check(lambda: self.history.crashed(self.disk.end_lsn, strict=True))
         if not self.checking:
@@ -286,7 +311,7 @@ class World:
 
     def clients(self) -> list[Any]:
         keepers = [worker.keeper for worker in self.workers if worker.keeper is not None]
-        return [*self.producers, *self.workers, *keepers]
+        return [*self.producers, *self.callers, *self.workers, *keepers]
 
     def hire(self) -> None:
         self.born += 1
@@ -303,7 +328,8 @@ class World:
         """All is healed; every task must become final, and every request be answered."""
         self.trace("world", "all is healed")
         self.scene.calm = self.network.healed = True
-        self.disk.armed = ""
+        self.disk.armed, self.disk.room = "", None
+        self.clock.catch_up()
         for client in self.clients():
             self.network.reach(client.process)
             if client.process.frozen:
@@ -319,13 +345,16 @@ class World:
         for producer in self.producers:
             if not producer.channel.link.idle:
                 self.fail(f"a request of {producer.name} is never answered")
+        for producer in self.producers:
+            if producer.open:
+                self.fail(f"{producer.name} was never told what became of {len(producer.open)} requests")
         self._check(self.history.check_end)
         self.fail("the broker does not come back")
 
     def _is_at_rest(self) -> bool:
         node = self.machine.node
         ready = self.machine.process.alive and node is not None and node.ready and not node.failed.done()
-        idle = all(producer.channel.link.idle for producer in self.producers)
+        idle = all(producer.channel.link.idle for producer in self.producers) and all(caller.idle for caller in self.callers)
         return ready and idle and all(task.state in ("completed", "failed", "cancelled") for task in self.history.model.tasks.values())
 
     async def _last_start(self) -> None:
@@ -361,8 +390,10 @@ class World:
                 if well and calm and holds and worker.channel.link.state == "ready":
                     raise Violation(f"the lease of task {task_id.hex()} expired, but {worker.name} is well")
 
-    def _recovered(self, node: SimNode, stored: SimStore) -> None:
+    def _recovered(self, node: SimNode, stored: SimStore, last_lsn: int) -> None:
         contents = stored.contents
+        if last_lsn != self.history.model.last_lsn:
+            self.fail(f"recovery has found LSN {last_lsn}, the disk had {self.history.model.last_lsn}")
         self._check(self.history.check_store, [task_of(row) for row in (*contents.tasks.values(), *contents.finished)])
 
     def _pruned(self, gone: list[bytes]) -> None:
