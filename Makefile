@@ -3,6 +3,7 @@
 # make sim     more seeds of the simulation (SEEDS=0:2000)
 # make power-loss   images of what a power loss may leave (IMAGES=10000)
 # make disk-errors  syncs and writes that fail (RUNS=600)
+# make corruption   damaged files (MUTATIONS=3000)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,11 +11,12 @@ BIN := $(VENV)/bin
 SEEDS ?= 0:2000
 IMAGES ?= 10000
 RUNS ?= 600
+MUTATIONS ?= 3000
 JOBS ?= 2
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, strace sees and breaks system calls
 PROGRAMS := curl wrk ip strace
 
-.PHONY: demo test lint bench bench-micro sim power-loss disk-errors programs clean
+.PHONY: demo test lint bench bench-micro sim power-loss disk-errors corruption programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -41,6 +43,9 @@ power-loss: $(VENV)/ready programs
 
 disk-errors: $(VENV)/ready programs
 	$(BIN)/python tests/campaigns/disk_errors.py --runs $(RUNS) --jobs $(JOBS)
+
+corruption: $(VENV)/ready programs
+	$(BIN)/python tests/campaigns/corruption.py --mutations $(MUTATIONS) --jobs $(JOBS)
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }
