@@ -9,6 +9,7 @@
 # make power-loss   images of what a power loss may leave (IMAGES=10000)
 # make disk-errors  syncs and writes that fail (RUNS=600)
 # make load    10,000 connections, a storm of them, peers that do not read or hardly send, a flood (ONLY=flood)
+# make corruption   damaged files (MUTATIONS=3000)
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,12 +22,13 @@ RUNS ?= 600
 CYCLES ?= 20
 UNTIL ?=
 INPUTS ?= 10000000
+MUTATIONS ?= 3000
 JOBS ?= 2
 ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-.PHONY: demo test lint bench bench-micro sim fuzz kills power-loss disk-errors full-disk leases load audit programs clean
+.PHONY: demo test lint bench bench-micro sim fuzz kills power-loss disk-errors corruption full-disk leases load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -71,6 +73,9 @@ disk-errors: $(VENV)/ready programs
 	$(BIN)/python tests/campaigns/disk_errors.py --runs $(RUNS) --jobs $(JOBS)
 load: $(VENV)/ready
 	$(BIN)/python tests/campaigns/load.py --only $(ONLY)
+
+corruption: $(VENV)/ready programs
+	$(BIN)/python tests/campaigns/corruption.py --mutations $(MUTATIONS) --jobs $(JOBS)
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y python3-venv; }

@@ -114,7 +114,7 @@ def run(seed: int, ends: tuple[str, ...] = ENDS) -> Outcome:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=FAST) as fast:
         root, marks, trace = Path(folder) / "root", Path(folder) / "marks", Path(folder) / "trace"
         root.mkdir()
-        storm = [sys.executable, str(STORM), str(root / "data"), str(marks), str(seed), "fsync", *ends]
+        storm = [sys.executable, str(STORM), str(root / "data"), str(marks), str(seed), "fsync", "0", *ends]
         fault = ["-e", f"trace={CALLS}", "-e", f"inject={calls}:error={error}:when={when}"]
         quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
         ended = subprocess.run([*COMMAND, *fault, "-o", str(trace), *storm], timeout=120, env=environment(TASKQ_LOOP="asyncio"), check=False, **quiet)

@@ -105,7 +105,7 @@ def record(folder: Path, seed: int, mode: str, ends: tuple[str, ...] = ENDS) -> 
     """Let a storm pass over brokers in `folder`/root/data."""
     root, marks, trace = folder / "root", folder / "marks", folder / "trace"
     root.mkdir()
-    storm = [sys.executable, str(STORM), str(root / "data"), str(marks), str(seed), mode, *ends]
+    storm = [sys.executable, str(STORM), str(root / "data"), str(marks), str(seed), mode, "0", *ends]
     command = [*COMMAND, "-e", f"trace={CALLS}", "-o", str(trace), *storm]
     subprocess.run(command, check=True, timeout=120, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True)
     return Recording(root, steps(trace, root, marks))

@@ -1,8 +1,8 @@
 """A load for brokers that do not end well: a program that starts a broker, gives it work of every kind, ends it and starts it again.
 
-    python storm.py DATA MARKS SEED MODE END [END …]              END: seconds and a signal, such as 1.5KILL or 2TERM
+    python storm.py DATA MARKS SEED MODE FIRST END [END …]        END: seconds and a signal, such as 1.5KILL or 2TERM
 
-Exit code 3: a broker did not start.
+FIRST is the number of the first task.  Exit code 3: a broker did not start.
 Whatever it is told by the broker becomes a line in MARKS, at once and with one write: `E 17 ID` (task 17 was acknowledged), `D 17 ID` (its result
 was shown), `F …` (it was shown as failed), `C …` (its cancelling was acknowledged), `G …` (an enqueue that had no answer was sent again, and
 the task was there).  A payload can be told from its number, so a file that
@@ -140,18 +140,19 @@ def start(data: str, mode: str, port: int) -> subprocess.Popen[str]:
     broker = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
     assert broker.stdout is not None
     if not re.match(READY, broker.stdout.readline()):
-        broker.wait()
+        broker.kill()
         os._exit(NO_START)
     return broker
 
 
-async def main(data: str, marks: str, seed: str, mode: str, *ends: str) -> None:
+async def main(data: str, marks: str, seed: str, mode: str, first: str, *ends: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     broker = await asyncio.to_thread(start, data, mode, port)
     try:
         async with AsyncClient(f"127.0.0.1:{port}", deadline=30) as client, worker(app, SimpleNamespace(tcp=f"127.0.0.1:{port}")):
             storm = Storm(client, Path(marks), random.Random(seed))
+            storm.number = int(first)
             producers = [asyncio.ensure_future(storm.produce()) for _ in range(PRODUCERS)]
             for index, end in enumerate(ends):
                 seconds, name = re.fullmatch(r"([\d.]+)([A-Z]+)", end).groups()

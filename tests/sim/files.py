@@ -1,6 +1,7 @@
 """The journal's folder, as the kernel keeps it: what a process sees, what has reached the disk, and what a power loss leaves of the rest.
 
-The real FileJournal runs on it: `System` stands in the place of `os` in its module, a `SimPath` in the place of its folder.  Nothing that was
+The real FileJournal runs on it: `System` stands in the place of `os` in its modules, a `SimPath` in the place of its folder; its witness lies in
+the folder above.  Nothing that was
 not synced is sure.  Of the writes to a file since its last sync a power loss keeps nothing, everything, a prefix that ends anywhere in a sector,
 or any subset of the sectors, later ones without earlier ones too.  A file that was made or removed since the last sync of the folder may be
 there or not.  After an error of a sync, its writes may never reach the disk, whatever is synced later, although they can still be read.
@@ -22,7 +23,8 @@ import attrs
 from crc32c import crc32c
 
 SECTOR_BYTES = 512
-STEPS = ("write", "sync", "folder sync", "create", "truncate", "unlink")
+STEPS = ("write", "sync", "folder sync", "create", "truncate", "rename", "unlink")
+JOURNAL = "journal"
 
 
 class Killed(BaseException):
@@ -138,19 +140,23 @@ class Folder:
 
     def create(self, name: str) -> None:
         self.step("before", "create")
-        if name in self.entries:
-            raise FileExistsError(errno.EEXIST, name)
         self.entries[name] = File()
         self.step("after", "create")
+
+    def rename(self, name: str, new_name: str) -> None:
+        self.step("before", "rename")
+        self.entries[new_name] = self.entries.pop(name)
+        self.step("after", "rename")
 
     def unlink(self, name: str) -> None:
         self.step("before", "unlink")
         del self.entries[name]
         self.step("after", "unlink")
 
-    def sync(self) -> None:
+    def sync(self, folder: str) -> None:
         self.step("before", "folder sync")
-        self.durable = dict(self.entries)
+        others = {name: file for name, file in self.durable.items() if parent_of(name) != folder}
+        self.durable = others | {name: file for name, file in self.entries.items() if parent_of(name) == folder}
         self.step("after", "folder sync")
 
     def sync_file(self, file: File) -> None:
@@ -183,14 +189,14 @@ class Folder:
     def end_lsn(self, applied_lsn: int, *, durable: bool = False) -> int:
         """The last LSN that a start would know, which has applied so much.  Reads the format with eyes of its own."""
         end, files = applied_lsn, self.durable if durable else self.entries
-        for name in sorted(files):
+        for name in sorted(name for name in files if name.endswith(".log")):
             first, last = read_segment(files[name].durable if durable else bytes(files[name].data))
             if last > end and first <= end + 1:
                 end = last
         return end
 
 
-HEAD, BATCH, CRC = Struct("<8sHQQQ8s"), Struct("<8sQQQII"), Struct("<I")
+HEAD, BATCH, CRC = Struct("<8sHQQQ8s"), Struct("<8sQQQQII"), Struct("<I")
 
 
 def read_segment(data: bytes) -> tuple[int, int]:
@@ -201,7 +207,7 @@ def read_segment(data: bytes) -> tuple[int, int]:
     _, _, _, first, _, mark = HEAD.unpack_from(data)
     following = first
     while at + BATCH.size + CRC.size <= len(data):
-        of, _, lsn, _, records, size = BATCH.unpack_from(data, at)
+        of, _, lsn, _, _, records, size = BATCH.unpack_from(data, at)
         body = data[at + BATCH.size + CRC.size :][:size]
         found = crc32c(body, crc32c(data[at : at + BATCH.size]))
         if of != mark or lsn != following or len(body) < size or found != CRC.unpack_from(data, at + BATCH.size)[0]:
@@ -210,58 +216,128 @@ def read_segment(data: bytes) -> tuple[int, int]:
     return (first, following - 1) if following > first else (0, 0)
 
 
+def parent_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
 @attrs.frozen
 class SimPath:
-    """The folder (without a name) or a file in it."""
+    """The journal's folder, the one above it (without a name), or a file in one of them; `where` is the path from the upper one."""
 
     folder: Folder
-    name: str = ""
+    where: str = JOURNAL
+
+    @property
+    def name(self) -> str:
+        return self.where.rpartition("/")[2]
 
     @property
     def stem(self) -> str:
         return self.name.partition(".")[0]
 
+    @property
+    def parent(self) -> SimPath:
+        return SimPath(self.folder, parent_of(self.where))
+
+    @property
+    def parents(self) -> tuple[SimPath, ...]:
+        return (self.parent,)
+
+    @property
+    def is_folder(self) -> bool:
+        return self.where in ("", JOURNAL)
+
+    def with_name(self, name: str) -> SimPath:
+        return self.parent / name
+
     def __truediv__(self, name: str) -> SimPath:
-        return SimPath(self.folder, name)
+        return SimPath(self.folder, f"{self.where}/{name}".lstrip("/"))
 
     def __lt__(self, other: SimPath) -> bool:
-        return self.name < other.name
+        return self.where < other.where
 
     def __str__(self) -> str:
-        return f"journal/{self.name}"
+        return self.where
+
+    def exists(self) -> bool:
+        return self.is_folder or self.where in self.folder.entries
 
     def mkdir(self, **options: Any) -> None:
         """It is always there."""
 
     def iterdir(self) -> Iterator[SimPath]:
-        return iter([SimPath(self.folder, name) for name in self.folder.entries])
+        return iter([SimPath(self.folder, name) for name in self.folder.entries if parent_of(name) == self.where])
 
-    def unlink(self) -> None:
-        self.folder.unlink(self.name)
+    def unlink(self, missing_ok: bool = False) -> None:
+        if not missing_ok or self.exists():
+            self.folder.unlink(self.where)
+
+    def rename(self, target: SimPath) -> None:
+        self.folder.rename(self.where, target.where)
+
+    def read_bytes(self) -> bytes:
+        if not self.exists():
+            raise FileNotFoundError(errno.ENOENT, self.where)
+        return bytes(self.folder.entries[self.where].data)
 
 
 @attrs.define(eq=False)
 class _Open:
+    """`file`: None for a folder, whose name is `where`."""
+
     folder: Folder
+    where: str
     file: File | None
     at: int = 0
+
+
+@attrs.frozen
+class _Writer:
+    """What `fdopen` gives."""
+
+    system: System
+    fd: int
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def write(self, data: bytes) -> None:
+        while data:
+            data = data[self.system.writev(self.fd, [data]) :]
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.system.close(self.fd)
 
 
 class System:
     """What the journal asks of `os`."""
 
-    O_RDONLY, O_WRONLY, O_CREAT, O_EXCL = os.O_RDONLY, os.O_WRONLY, os.O_CREAT, os.O_EXCL
+    O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_TRUNC, O_NOFOLLOW = os.O_RDONLY, os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_NOFOLLOW
 
     def __init__(self) -> None:
         self._open: dict[int, _Open] = {}
         self._last_fd = 2
 
     def open(self, path: SimPath, flags: int, mode: int = 0) -> int:
-        if flags & self.O_CREAT:
-            path.folder.create(path.name)
+        there = path.exists()
+        if there and flags & self.O_EXCL:
+            raise FileExistsError(errno.EEXIST, path.where)
+        if not there and flags & self.O_CREAT:
+            path.folder.create(path.where)
+        elif flags & self.O_TRUNC:
+            path.folder.truncate(path.folder.entries[path.where], 0)
         self._last_fd += 1
-        self._open[self._last_fd] = _Open(path.folder, path.folder.entries[path.name] if path.name else None)
+        self._open[self._last_fd] = _Open(path.folder, path.where, None if path.is_folder else path.folder.entries[path.where])
         return self._last_fd
+
+    def fdopen(self, fd: int, mode: str) -> _Writer:
+        return _Writer(self, fd)
 
     def close(self, fd: int) -> None:
         del self._open[fd]
@@ -269,7 +345,7 @@ class System:
     def fsync(self, fd: int) -> None:
         opened = self._open[fd]
         if opened.file is None:
-            opened.folder.sync()
+            opened.folder.sync(opened.where)
         else:
             opened.folder.sync_file(opened.file)
 

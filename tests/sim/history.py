@@ -16,7 +16,7 @@ import attrs
 
 from taskq.core import messages as m
 from taskq.core import records as r
-from taskq.core.task import STATES, Task
+from taskq.core.task import CRASHES_ALONE, STATES, Task
 
 COUNTED = ("scheduled", "pending", "running", "retrying", "failed")
 TIMED = ("scheduled", "retrying")
@@ -161,12 +161,20 @@ class Model:
                 self.keys[record.queue, key] = task
 
     def _check_order(self, fact: Fact) -> None:
-        """Each granted task is the most urgent and then the longest waiting that the session can run."""
+        """Each granted task is the most urgent and then the longest waiting that the session can run; one that two workers died with is granted
+        to a session that runs nothing else."""
         record: r.Granted = fact.record
         granted = split(record.ids, 16)
         first = self._expect(granted[0], ("pending",), "a grant")
+        if first.crashes >= CRASHES_ALONE:
+            beside = [task for task in self.tasks.values() if task.state == "running" and task.session == record.session]
+            if beside or len(granted) > 1:
+                raise Violation(f"task {first.id.hex()} has crashed {first.crashes} times and was not granted alone")
+            return
         waiting = [
-            task for task in self.tasks.values() if task.queue == first.queue and task.state == "pending" and task.task_type in fact.task_types
+            task
+            for task in self.tasks.values()
+            if task.queue == first.queue and task.state == "pending" and task.crashes < CRASHES_ALONE and task.task_type in fact.task_types
         ]
         waiting.sort(key=lambda task: (task.priority, task.position))
         for task_id, due in zip(granted, waiting, strict=False):

@@ -141,7 +141,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         future.set_result(work(*args))
         return future
 
-    async def create_connection(self, factory: Any, host: str, port: int) -> Any:
+    async def create_connection(self, factory: Any, host: str, port: int, ssl: None = None) -> Any:
         return await self.network.connect(_OWNER.get(), factory, port)
 
     async def create_server(self, factory: Any, host: str, port: int, **options: Any) -> Any:

@@ -34,7 +34,7 @@ from taskq.config import BrokerConfig
 from taskq.core import grant, queue
 from taskq.core import records as r
 from taskq.core.messages import FSYNC, MEMORY
-from taskq.storage import journal, recovery
+from taskq.storage import files, journal, recovery
 from taskq.storage.rows import task_of
 
 QUEUES = ("mail", "build", "index", "report")
@@ -91,9 +91,11 @@ class Sizes:
     @contextmanager
     def applied(self, wall: Wall) -> Iterator[None]:
         """The limits of the core are this small for as long as the run takes; the journal's files and all clocks are the simulation's."""
+        system = System()
         replaced: tuple[tuple[Any, str, Any], ...] = (
             (clock, "time", wall),
-            (journal, "os", System()),
+            (journal, "os", system),
+            (files, "os", system),
             (queue, "LINE_HOT_MIN", self.line_hot_min),
             (queue, "LOAD_TASKS", self.load_tasks),
             (grant, "LOAD_TASKS", self.load_tasks),
@@ -293,7 +295,7 @@ class World:
         self.trace("world", "the broker has stopped")
         machine.process.kill()
         self.network.died(machine.process, silently=False)
-        if self.disk.folder.entries:
+        if list(self.disk.path.iterdir()):
             self.fail("a clean stop left records in the journal")
         self._check(lambda: self.history.crashed(self.disk.end_lsn, strict=True))
         if not self.checking:
