@@ -385,8 +385,11 @@ def test_how_slow_is_too_slow() -> None:
     unread.begin(0, 500_000)
     unread.added_bytes += 500
     assert not unread.is_slow(9, 500_500, limits), "it has ten seconds"
-    assert not unread.is_slow(10, 499_400, limits), "100 a second"
-    assert unread.is_slow(20, 499_399, limits)
+    assert unread.is_slow(10, 500_500, limits)
+    assert unread.is_slow(10, 499_501, limits), "less than 100 a second"
+    assert not unread.is_slow(4, 500_100, limits), "from here on it has ten seconds again"
+    assert not unread.is_slow(13.9, 500_000, limits)
+    assert unread.is_slow(14, 500_000, limits)
     unread.begin(20, 5_000_000)
     assert not unread.is_slow(30, 4_000_000, limits)
     assert unread.is_slow(40, 3_000_001, limits), "of so much it must take more"
