@@ -396,7 +396,7 @@ class SessionActor(asyncio.Protocol):
 
 @attrs.define
 class Unread:
-    """How a peer takes what was written to it, from when it piled up: at `since_s` `bytes` were waiting, `added_bytes` came since."""
+    """How a peer takes what was written to it, since it last kept the pace: at `since_s` `bytes` were waiting, `added_bytes` came since."""
 
     since_s: float = 0.0
     bytes: int = 0
@@ -406,15 +406,15 @@ class Unread:
         self.since_s, self.bytes, self.added_bytes = now_s, waiting, 0
 
     def is_slow(self, now_s: float, waiting: int, limits: TcpLimits) -> bool:
-        """Looked at once in `unread_s`: less was taken than `rate_bytes_min` a second, or, where more than `unread_bytes_max` waits, less than
-        that."""
+        """Nothing worth it was taken for `unread_s`: not `rate_bytes_min` a second, or, where more than `unread_bytes_max` waits, not at a pace that
+        takes as much in that time."""
         age_s = now_s - self.since_s
-        if age_s < limits.unread_s:
-            return False
+        pace = limits.unread_bytes_max / limits.unread_s if waiting > limits.unread_bytes_max else limits.rate_bytes_min
         taken = self.bytes + self.added_bytes - waiting
-        least = limits.unread_bytes_max if waiting > limits.unread_bytes_max else limits.rate_bytes_min * age_s
-        self.begin(now_s, waiting)
-        return taken < least
+        if taken and taken >= pace * age_s:
+            self.begin(now_s, waiting)
+            return False
+        return age_s >= limits.unread_s
 
 
 def _keep_alive(connection: Any) -> None:
