@@ -8,7 +8,7 @@ The docstring of a class is its default message; `retryable` says whether the sa
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class TaskqError(Exception):
@@ -25,6 +25,12 @@ class TaskqError(Exception):
     @property
     def message(self) -> str:
         return str(self.args[0])
+
+    def bare(self) -> Self:
+        """The same error without where it came from: that refers to all that was at hand there, the bytes of a peer above all, in cycles that
+        only a collection frees.  For an error that is kept, or handed on as a value."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
 
 class Answer(TaskqError):

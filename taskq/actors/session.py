@@ -123,6 +123,8 @@ class SessionActor(asyncio.Protocol):
             self._refuse(0, ProtocolError("the connection ended inside a frame"))
 
     def pause_writing(self) -> None:
+        if self._transport is None:
+            return
         self._writable = False
         self._unread.begin(self._listener.time(), self._transport.get_write_buffer_size())
         self._choke(True)

@@ -267,7 +267,7 @@ def _read_tasks(found: list[msgspec.Raw], payload_bytes_max: int) -> tuple[dict[
         try:
             tasks[at] = read_task(text, f"tasks[{at}]", payload_bytes_max)
         except Answer as error:
-            refused[at] = error
+            refused[at] = error.bare()
     return tasks, refused
 
 

@@ -163,7 +163,7 @@ class Receiver:
         self.ended = True
         cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
         if isinstance(cause, REFUSALS):
-            self._events.append(cause)
+            self._events.append(cause.bare())
         elif isinstance(cause, httptools.HttpParserError):
             self._events.append(BadRequest(f"not a valid HTTP/1.1 request: {cause}"))
         else:

@@ -41,7 +41,7 @@ class FrameDecoder:
             if not self._pieces:
                 self._keep(chunk, self._parse(chunk, at, frames))
         except TaskqError as error:
-            self.error = error
+            self.error = error.bare()
             self._pieces = []
         return frames
 

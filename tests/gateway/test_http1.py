@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -183,3 +185,18 @@ def test_a_response_has_its_length_and_says_when_it_is_the_last() -> None:
 def test_the_answer_to_head_has_no_body_but_its_length() -> None:
     data = encode(Response(200, b"{}"), Request("HEAD", "/"), False)
     assert data.endswith(b"Content-Length: 2\r\n\r\n")
+
+
+@pytest.mark.parametrize("data", [get(host=b""), get(host=b"Host: example.com\r\n"), get(b"Content-Length: 99999999"), b"nonsense\r\n\r\n"])
+def test_a_receiver_that_refused_is_freed_with_its_connection_and_not_by_a_collection_long_after(data: bytes) -> None:
+    """An error keeps the frames that raised it, and they keep what was received."""
+    receiver = Receiver(LIMITS)
+    (refusal,) = receiver.feed(data)
+    receiver.close()
+    left = weakref.ref(receiver)
+    gc.disable()
+    try:
+        del receiver, refusal
+        assert left() is None
+    finally:
+        gc.enable()

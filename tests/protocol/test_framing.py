@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import tracemalloc
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -259,3 +261,18 @@ def test_four_mib_of_empty_lists_are_refused_before_they_are_made() -> None:
     decoder = FrameDecoder(MAX)
     assert peak_bytes(lambda: decoder.feed(data)) < 3 << 20
     assert decoder.error is not None and decoder.error.code == "BAD_FRAME"
+
+
+@pytest.mark.parametrize("cut", [whole, in_two])
+def test_a_decoder_that_met_a_malformed_frame_is_freed_with_its_connection_and_not_by_a_collection_long_after(cut: Any) -> None:
+    """An error keeps the frames that raised it, and they keep what was received."""
+    decoder = FrameDecoder(MAX)
+    fed(decoder, cut(raw(b"\xc1" * 100)))
+    assert decoder.error is not None
+    left = weakref.ref(decoder)
+    gc.disable()
+    try:
+        del decoder
+        assert left() is None
+    finally:
+        gc.enable()
