@@ -183,7 +183,7 @@ class FileJournal:
         self.end_lsn = 0
         self.synced_lsn = 0
         self.bytes_written = 0
-        self._applied_lsn = 0
+        self._applied_lsn = self._vouched_lsn = 0
         self._was_read = False
         self._segments: list[_Segment] = []
         self._head = _Head(0, 0, 0, b"")
@@ -192,7 +192,9 @@ class FileJournal:
 
     # ---- recovery -----------------------------------------------------------------------------------------------------------------
 
-    def read(self, after_lsn: int) -> Iterator[JournalBatch]:
+    def read(self, after_lsn: int, replayed_lsn: int = 0) -> Iterator[JournalBatch]:
+        # after an error of a sync the end may never reach the disk, but is read until the power fails: what a start did with it vouches for nothing
+        self._vouched_lsn = 0 if after_lsn == replayed_lsn else after_lsn
         make_folder(self.path)
         paths = sorted(path for path in self.path.iterdir() if _NAME.fullmatch(path.name))
         if paths:
@@ -237,7 +239,7 @@ class FileJournal:
         while at < size:
             batch = _unpack_batch(fd, at, size, head)
             if batch is None or batch.first_lsn != lsn:
-                if not newest or lsn <= after_lsn or _is_witnessed(fd, at, size, head, lsn):
+                if not newest or lsn <= self._vouched_lsn or _is_witnessed(fd, at, size, head, lsn):
                     raise _corrupt(segment.path, at, f"the batch with LSN {lsn} is not valid")
                 self.cut = (segment.path, at, size - at)
                 return
@@ -259,7 +261,7 @@ class FileJournal:
                 f"{self.path}: the store ends with LSN {after_lsn}, but it had LSN {after_lsn + 1} to {had}: its file is missing or an older copy, "
                 "or its -wal file is missing or damaged; the files were left untouched; a backup belongs into a data folder of its own"
             )
-        if self._segments and self.end_lsn < after_lsn != witness.emptied_lsn:
+        if self._segments and self.end_lsn < self._vouched_lsn != witness.emptied_lsn:
             newest = self._segments[-1].path
             raise _corrupt(newest, newest.stat().st_size, f"LSN {self.end_lsn + 1} to {after_lsn}, which the store has, are missing at its end")
 

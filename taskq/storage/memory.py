@@ -129,7 +129,7 @@ class MemoryJournal:
         themselves; all of them after a mere kill."""
         return MemoryJournal(self.synced + self.unsynced[:keep_unsynced])
 
-    def read(self, after_lsn: int) -> Iterator[JournalBatch]:
+    def read(self, after_lsn: int, replayed_lsn: int = 0) -> Iterator[JournalBatch]:
         for batch in list(self.synced):
             skip = max(0, after_lsn + 1 - batch.first_lsn)
             if skip < len(batch.records):

@@ -28,6 +28,8 @@ from taskq.storage.rows import QUEUE_BYTES, SIZES_KEPT, batch_of, decode_record,
 FLUSH_TASKS = 10_000
 PAGE_ROWS = 2_000
 EPOCH_SHIFT = 40
+# the named integer that says how far the last start has brought the store
+REPLAYED_LSN = "replayed_lsn"
 UNFINISHED = (SCHEDULED, WAITING, PENDING, RUNNING, RETRYING)
 
 
@@ -63,7 +65,7 @@ async def _recover(store: Store, journal: Journal) -> Recovered:
     applied_lsn, next_seq, epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
     shard, lsn, replayed = scratch(), applied_lsn, 0
     sizes = await _queue_bytes(store, meta)
-    for batch in journal.read(applied_lsn):
+    for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0)):
         epoch = max(epoch, batch.epoch)
         for lsn_of_record, data in enumerate(batch.records, batch.first_lsn):
             if lsn_of_record <= applied_lsn:
@@ -76,10 +78,10 @@ async def _recover(store: Store, journal: Journal) -> Recovered:
             shard.replay(record)
             next_seq, lsn, replayed = max(next_seq, _following_seq(record)), lsn_of_record, replayed + 1
         if len(shard.dirty) >= FLUSH_TASKS:
-            await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, "next_seq": next_seq}))
+            await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, REPLAYED_LSN: lsn, "next_seq": next_seq}))
             shard = scratch()
     epoch += 1
-    await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, "next_seq": next_seq, "epoch": epoch}))
+    await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, REPLAYED_LSN: lsn, "next_seq": next_seq, "epoch": epoch}))
     if not await store.checkpoint():
         raise StartError("the store is being read by another program, a backup perhaps, and cannot be checked in; start again when that has ended")
     journal.start(epoch, lsn + 1)

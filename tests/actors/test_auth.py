@@ -437,6 +437,9 @@ class Wire:
     def is_closing(self) -> bool:
         return False
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **named: None
 

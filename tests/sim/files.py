@@ -275,6 +275,9 @@ class SimPath:
     def rename(self, target: SimPath) -> None:
         self.folder.rename(self.where, target.where)
 
+    def stat(self) -> Any:
+        return SimpleNamespace(st_size=len(self.folder.entries[self.where].data))
+
     def read_bytes(self) -> bytes:
         if not self.exists():
             raise FileNotFoundError(errno.ENOENT, self.where)

@@ -27,6 +27,7 @@ class Process:
         self.loop = loop
         self.alive = True
         self.frozen = False
+        self.silent = False
         self.context = contextvars.Context()
         self.context.run(_OWNER.set, self)
         self._held: list[_Gate] = []

@@ -87,7 +87,7 @@ class Transport(asyncio.Transport):
         network.loop.call_at(self._arrives_at, callback, *args, context=self.peer.process.context)
 
     def _arrive(self, data: bytes) -> None:
-        if self.deaf or self._ended:
+        if self.deaf or self._ended or self.peer.process.silent:
             return
         if self._paused:
             self._unread.append(data)
@@ -202,6 +202,7 @@ class Network:
     def died(self, process: Process, *, silently: bool) -> None:
         """A process is dead: the kernel closes its connections, unless its whole machine is gone, and what it sent last with it."""
         self.servers = {port: server for port, server in self.servers.items() if server.process is not process}
+        process.silent = silently
         for transport in self.of(process):
             self.transports.pop(transport, None)
             transport.peer.end(self.pick(UNNOTICED_S if silently else NOTICE_S), ConnectionResetError("reset by peer"))

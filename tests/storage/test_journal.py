@@ -473,6 +473,19 @@ def test_a_journal_that_ends_before_the_store_is_refused(tmp_path: Path) -> None
     refused(tmp_path, newest, second, after_lsn=3)
 
 
+def test_an_end_that_a_start_had_already_read_may_be_gone_later(tmp_path: Path) -> None:
+    """After an error of a sync it is in memory only: the next start reads it, and the power fails before that one begins a segment of its own."""
+    first_bytes = filled(tmp_path / "one", [(2, True)]).stat().st_size
+    path = filled(tmp_path / "two", [(2, True), (3, False)])
+    whole = path.read_bytes()
+    assert found(FileJournal(tmp_path / "two"), 0) == expected(1, 5)
+    for size in (first_bytes, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(JournalCorrupt, match="are missing at its end|is not valid"):
+            list(FileJournal(tmp_path / "two").read(5, replayed_lsn=4))
+        assert list(FileJournal(tmp_path / "two").read(5, replayed_lsn=5)) == []
+
+
 def test_a_missing_newest_segment_is_refused(tmp_path: Path) -> None:
     newest = filled(tmp_path / "journal", [(1, True)] * 3, segment_bytes=1)
     newest.unlink()
