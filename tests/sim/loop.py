@@ -84,6 +84,12 @@ class _Selector:
         return []
 
 
+def _too_late(work: Any, timeout: float | None) -> Any:
+    """In the place of `wait_for` for whoever is closed: nothing is waited for any more."""
+    work.close()
+    raise RuntimeError("the simulation is over")
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """See the module.  `network` answers `create_connection` and `create_server`."""
 
@@ -129,10 +135,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def discard(self) -> None:
         """The end: whatever still waits is closed, and nothing that it schedules on its way out is run."""
-        for task in self._kept:
-            if not task.done():
-                with suppress(Exception):
-                    task.get_coro().close()
+        waiting, asyncio.wait_for = asyncio.wait_for, _too_late
+        try:
+            for task in self._kept:
+                if not task.done():
+                    with suppress(Exception):
+                        task.get_coro().close()
+        finally:
+            asyncio.wait_for = waiting
         self._kept.clear()
         self.close()
 
