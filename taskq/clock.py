@@ -1,4 +1,8 @@
-"""Clocks, handed in wherever time is needed.  Times are wall-clock Unix milliseconds (`now_ms`); no core module reads a clock."""
+"""Clocks, handed in wherever time is needed; no core module reads one.
+
+`now_ms` is wall-clock time in Unix milliseconds, for all that is told to people, stored or due.  `steady_ms` began at the same number and
+never jumps, for how long something has taken: leases above all, whatever somebody does to the clock of the machine.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now_ms(self) -> int: ...
+
+    def steady_ms(self) -> int: ...
 
 
 class SystemClock:
@@ -20,8 +26,8 @@ class SystemClock:
     RESYNC_MS = 1_000
 
     def __init__(self) -> None:
-        self._mono_base = time.monotonic_ns()
-        self._wall_base = time.time_ns() // 1_000_000
+        self._began_ns = self._mono_base = time.monotonic_ns()
+        self._began_ms = self._wall_base = time.time_ns() // 1_000_000
         self._last = self._wall_base
         self._checked = self._wall_base
 
@@ -35,6 +41,9 @@ class SystemClock:
             self._last = now
         return self._last
 
+    def steady_ms(self) -> int:
+        return self._began_ms + (time.monotonic_ns() - self._began_ns) // 1_000_000
+
 
 class ManualClock:
     """A clock for tests that moves only when told to."""
@@ -43,6 +52,9 @@ class ManualClock:
         self._now_ms = now_ms
 
     def now_ms(self) -> int:
+        return self._now_ms
+
+    def steady_ms(self) -> int:
         return self._now_ms
 
     def advance(self, seconds: float) -> None:

@@ -112,9 +112,9 @@ class Node:
         self._report(recovered, files)
         shared = self._shared(recovered)
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
-        await load(store, shards, self.clock.now_ms(), recovered.queue_bytes)
+        await load(store, shards, self.clock.steady_ms(), recovered.queue_bytes)
         self._house = self._make_house(shared, recovered.epoch, shards)
-        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.now_ms, self._tell)
+        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.steady_ms, self._tell)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._shards = [
             ShardActor(self._loop, self._crashed, shard, self.clock, self._journal.submit, lambda actor, loads: self._store.load(actor, loads))
@@ -166,7 +166,7 @@ class Node:
         self._admission, self._consumers = shared.admission, shared.consumers
         held = [shard.held for shard in shards]
         gate = self._make_gate(secret_key) if config.auth else None
-        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe, held, gate=gate)
+        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe, held, wall_ms=self.clock.now_ms, gate=gate)
 
     def _make_gate(self, secret_key: bytes) -> Gate:
         """Who comes in only with an access token."""
@@ -299,7 +299,7 @@ class Node:
 
     def _deliver(self, replies: list[Reply]) -> None:
         """Replies that are durable go to whoever asked."""
-        now_ms = self.clock.now_ms()
+        now_ms = self.clock.steady_ms()
         for reply in replies:
             if reply.origin == LOCAL_ORIGIN:
                 self._local.answered(reply)
@@ -318,7 +318,7 @@ class Node:
                 look()
             self._pulses += 1
             if self._pulses % FORGET_PULSES == 0:
-                self._forget_sessions(self.clock.now_ms())
+                self._forget_sessions(self.clock.steady_ms())
         except Exception as crash:
             self._crashed(crash)
             raise

@@ -329,7 +329,7 @@ class HttpListener:
         self._gateway = gateway
         self._submit = submit
         self._clock = clock
-        self._clock_ms = clock.now_ms()
+        self._clock_ms = clock.steady_ms()
         self._loop = asyncio.get_running_loop()
         self.addresses: list[tuple[str, int]] = []
         self._servers: list[asyncio.Server] = []
@@ -375,7 +375,7 @@ class HttpListener:
         self._connections.add(connection)
         self._gone.clear()
         if self._timer is None:
-            self._clock_ms = self._clock.now_ms()
+            self._clock_ms = self._clock.steady_ms()
             self._arm()
         return self._crowd.enter(place)
 
@@ -402,7 +402,7 @@ class HttpListener:
     def has_failed_often(self, address: str) -> bool:
         """Count one more failed proof of this address."""
         assert self.gate is not None
-        failures = self.gate.failures.add(address, self._clock.now_ms())
+        failures = self.gate.failures.add(address, self._clock.steady_ms())
         if failures <= FAILURES_MAX:
             log.warning("a request over HTTP from %s had an access token that is not known", address)
         return failures > FAILURES_MAX
@@ -428,7 +428,7 @@ class HttpListener:
     def sweep(self) -> None:
         """Look at every connection.  Time in here moves by at most two intervals a sweep, so that a broker that was stopped for a while does
         not take its peers for slow."""
-        now_ms = self._clock.now_ms()
+        now_ms = self._clock.steady_ms()
         self.now_ms += min(now_ms - self._clock_ms, round(2000 * self.limits.sweep_s))
         self._clock_ms = now_ms
         for connection in list(self._connections):

@@ -54,7 +54,7 @@ class Listener:
         self.limits = limits
         self.doors = doors
         self.addresses: list[tuple[str, int]] = []
-        self.now_ms = clock.now_ms
+        self.now_ms = clock.steady_ms
         self._house = house
         self._tell = tell
         self._new_origin = new_origin

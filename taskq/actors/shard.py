@@ -45,7 +45,7 @@ class ShardActor(Actor[Command]):
         if self._stopped:
             return []
         taken, rest = share_out(batch)
-        self._carry(self.shard.turn(taken, self._clock.now_ms()))
+        self._carry(self.shard.turn(taken, self._clock.now_ms(), self._clock.steady_ms()))
         return rest
 
     def _carry(self, effects: Effects) -> None:

@@ -19,22 +19,22 @@ from taskq.core.queue import Queue
 from taskq.core.task import PENDING, RUNNING, Task
 
 
-def forget(book: Book, now_ms: int) -> None:
+def forget(book: Book) -> None:
     """Take out what is over."""
     for session, task in list(book.alone.items()):
-        if not _counts(book, session, task, now_ms):
+        if not _counts(book, session, task):
             del book.alone[session]
 
 
-def _counts(book: Book, session: bytes, task: Task, now_ms: int) -> bool:
+def _counts(book: Book, session: bytes, task: Task) -> bool:
     """A session runs its task, or is there and may get it."""
     if task.state == RUNNING:
         return task.session == session
     consumer = book.consumers.get(session)
-    return task.state == PENDING and consumer is not None and consumer.deadline_ms > now_ms and task.queue in consumer.queues
+    return task.state == PENDING and consumer is not None and consumer.deadline_ms > book.steady_ms and task.queue in consumer.queues
 
 
-def match_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[tuple[Consumer, Task]]:
+def match_alone(book: Book, queue: Queue, followers: Followers) -> Iterator[tuple[Consumer, Task]]:
     """Who gets which task now; the caller grants it before it asks for the next."""
     waiting = [consumer for consumer, _ in followers.waiting.values()]
     taken = sum(consumer.session in book.alone for consumer in waiting)
@@ -44,7 +44,7 @@ def match_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> 
         kept = next((session for session, other in book.alone.items() if other is task), None)
         if task.options.task_type in unable or (kept is None and taken >= most):
             continue
-        able = [consumer for consumer in waiting if _is_able(book, consumer, task, now_ms)]
+        able = [consumer for consumer in waiting if _is_able(book, consumer, task)]
         if not able:
             unable.add(task.options.task_type)
             continue
@@ -58,7 +58,7 @@ def match_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> 
             book.alone[chosen.session] = task
 
 
-def _is_able(book: Book, consumer: Consumer, task: Task, now_ms: int) -> bool:
-    if task.options.task_type not in consumer.task_types or consumer.deadline_ms <= now_ms:
+def _is_able(book: Book, consumer: Consumer, task: Task) -> bool:
+    if task.options.task_type not in consumer.task_types or consumer.deadline_ms <= book.steady_ms:
         return False
     return book.alone.get(consumer.session, task) is task and (consumer.room > 0 or book.leases_of(consumer.session) > 0)

@@ -90,6 +90,7 @@ class Book:
         self.dirty: list[Task] = []
         self.taken: list[Task] = []
         self.suspects: set[bytes] = set()
+        self.steady_ms = 0
         self.pass_ms = 0
         self.gap_until_ms = 0
         self.effects = fx.Effects()

@@ -44,10 +44,10 @@ class Followers:
         """It had its turn."""
         self.waiting[consumer.session] = self.waiting.pop(consumer.session)
 
-    def able(self, now_ms: int) -> Iterator[Consumer]:
+    def able(self, steady_ms: int) -> Iterator[Consumer]:
         """Those that take tasks, as far as they are asked for; who takes none leaves."""
         for consumer, _ in list(self.waiting.values()):
-            if consumer.room > 0 and consumer.deadline_ms > now_ms and self.queue in consumer.queues:
+            if consumer.room > 0 and consumer.deadline_ms > steady_ms and self.queue in consumer.queues:
                 yield consumer
             else:
                 self.leave(consumer)

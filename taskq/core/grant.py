@@ -43,7 +43,7 @@ def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> De
 def match(book: Book, now_ms: int) -> Iterator[Granted]:
     """Grant what can be granted in the touched queues, and ask for cold tasks where a line runs low."""
     if book.alone:
-        forget(book, now_ms)
+        forget(book)
     if book.held_back:
         book.touched.update(book.held_back)
         book.held_back = {}
@@ -66,7 +66,7 @@ def _rank(book: Book, name: str) -> int:
 
 def _match_queue(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
     """Ask no more sessions than there are tasks, and those again that took some when all were asked."""
-    able = _able(book, followers, now_ms)
+    able = _able(book, followers)
     served: list[Consumer] = []
     while ready := queue.counts[PENDING] - queue.apart.waiting:
         waiting = list(islice(able, ready))
@@ -91,9 +91,9 @@ def _match_queue(book: Book, queue: Queue, followers: Followers, now_ms: int) ->
                 book.touched[queue.name] = None
 
 
-def _able(book: Book, followers: Followers, now_ms: int) -> Iterator[Consumer]:
+def _able(book: Book, followers: Followers) -> Iterator[Consumer]:
     """Who may be given more.  One that has all that a worker may have is looked at again in the next turn."""
-    for consumer in followers.able(now_ms):
+    for consumer in followers.able(book.steady_ms):
         if consumer.session in book.alone:
             continue
         if _room(book, consumer) > 0:
@@ -108,7 +108,7 @@ def _room(book: Book, consumer: Consumer) -> int:
 
 
 def _grant_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
-    for consumer, task in match_alone(book, queue, followers, now_ms):
+    for consumer, task in match_alone(book, queue, followers):
         record = _grant(book, consumer, queue.name, [task], now_ms)
         yield record
         book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, [task])))
@@ -192,7 +192,7 @@ def blocker(book: Book, task: Task, now_ms: int) -> str:
     able = [consumer for consumer in takers if task.options.task_type in consumer.task_types]
     if not able:
         return f"no connected worker has task type {task.options.task_type}"
-    if all(consumer.deadline_ms <= now_ms for consumer in able):
+    if all(consumer.deadline_ms <= book.steady_ms for consumer in able):
         return f"none of the {len(able)} workers that can run it is heard of"
     if task.hot and task.crashes >= CRASHES_ALONE:
         return f"it was running when {task.crashes} workers died, and waits for one that is idle, to run alone"

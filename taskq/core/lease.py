@@ -45,21 +45,22 @@ def decide_over(book: Book, command: Command, now_ms: int, known: object) -> Dec
 
 
 def expire(book: Book, now_ms: int) -> Iterator[Ended]:
-    """One pass over the sessions that hold leases here; at most every PASS_MS."""
+    """One pass over the sessions that hold leases here; at most every PASS_MS of the steady clock."""
+    steady_ms = book.steady_ms
     if not book.held:
         book.pass_ms = 0
         return
-    if now_ms < book.pass_ms + PASS_MS:
+    if steady_ms < book.pass_ms + PASS_MS:
         return
-    if book.pass_ms and now_ms - book.pass_ms > PASS_MS + GAP_MS:
+    if book.pass_ms and steady_ms - book.pass_ms > PASS_MS + GAP_MS:
         book.suspects.clear()
-        book.gap_until_ms = now_ms + book.limits.lease_ms
-    book.pass_ms = now_ms
+        book.gap_until_ms = steady_ms + book.limits.lease_ms
+    book.pass_ms = steady_ms
     for session in list(book.held):
         consumer = book.consumers.get(session)
-        if consumer is not None and (consumer.deadline_ms > now_ms or now_ms < book.gap_until_ms):
+        if consumer is not None and (consumer.deadline_ms > steady_ms or steady_ms < book.gap_until_ms):
             book.suspects.discard(session)
-            if now_ms >= book.gap_until_ms:
+            if steady_ms >= book.gap_until_ms:
                 yield from _take_back_unconfirmed(book, session, now_ms)
         elif session in book.suspects:
             book.suspects.discard(session)

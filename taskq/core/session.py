@@ -70,7 +70,8 @@ class Terms:
 
 @attrs.define(eq=False)
 class House:
-    """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `gate`: who checks access tokens, None if nobody does."""
+    """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `wall_ms`: the time for
+    people and ids, where it is not that by which sessions live (see clock.py).  `gate`: who checks access tokens, None if nobody does."""
 
     ring: Ring
     terms: Terms
@@ -79,6 +80,7 @@ class House:
     describe: Callable[[], dict[str, Any]]
     held: Sequence[Mapping[bytes, Sized]] = ()
     draining: bool = False
+    wall_ms: Callable[[], int] | None = None
     gate: Gate | None = None
 
     def secret(self, session: bytes) -> bytes:
@@ -237,11 +239,12 @@ class Session:
         hello, terms = self._hello, self.house.terms
         self.state, self.role, self.client = READY, hello.role, hello.client
         session = self.house.rng.randbytes(16)
+        wall_ms = now_ms if self.house.wall_ms is None else self.house.wall_ms()
         if hello.role == "worker":
             name = str(hello.client.get("name") or session.hex()[:8])
-            self._open_consumer(Consumer(session, name, now_ms + terms.lease_ms, hello.client, connected_ms=now_ms, heard_ms=now_ms))
+            self._open_consumer(Consumer(session, name, now_ms + terms.lease_ms, hello.client, connected_ms=wall_ms, heard_ms=now_ms))
         secret = self.house.secret(session)
-        welcome = m.Welcome(session, secret, now_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits, auth=signature)
+        welcome = m.Welcome(session, secret, wall_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits, auth=signature)
         self.answers.append((seq, welcome))
 
     def _open_consumer(self, consumer: Consumer) -> None:

@@ -55,8 +55,10 @@ PASSES = (promote, expire, match)
 
 
 class Shard(Book):
-    def turn(self, commands: Sequence[fx.Command], now_ms: int) -> fx.Effects:
-        """Handle these commands and everything that is due.  A bug in a decision costs the connection that asked; one in `evolve` is raised."""
+    def turn(self, commands: Sequence[fx.Command], now_ms: int, steady_ms: int | None = None) -> fx.Effects:
+        """Handle these commands and everything that is due.  `steady_ms`: see clock.py; None where the two are the same.  A bug in a decision
+        costs the connection that asked; one in `evolve` is raised."""
+        self.steady_ms = now_ms if steady_ms is None else steady_ms
         effects = self.effects = fx.Effects()
         for command in commands:
             known = None

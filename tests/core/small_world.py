@@ -7,7 +7,7 @@ the store, in the order in which the actors do.  `Peer` is a client; `Worker` is
 from __future__ import annotations
 
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import attrs
@@ -47,6 +47,7 @@ class World:
 
     def __init__(self, *, shards: int = 1, budget_bytes: int = HOT_BYTES, **limits: int) -> None:
         self.now_ms = NOW_MS
+        self.wall: Callable[[int], int] = lambda steady_ms: steady_ms
         self.rng, self._session_rng = random.Random(2), random.Random(1)
         self.ring = Ring(shards)
         self.store = MemoryStore()
@@ -95,7 +96,7 @@ class World:
 
     def turn(self, index: int, commands: Sequence[fx.Command]) -> fx.Effects:
         """One turn of one shard; its answers go to the sessions."""
-        effects = self.shards[index].turn(commands, self.now_ms)
+        effects = self.shards[index].turn(commands, self.wall(self.now_ms), self.now_ms)
         self.records += effects.records
         self.told += [("journal", record) for record in effects.records]
         self.loads += [(index, each) for each in effects.loads]

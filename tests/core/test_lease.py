@@ -110,6 +110,25 @@ def test_a_lost_task_is_redelivered_within_the_lease_and_a_second(world: World) 
     assert [each.id for each in other.jobs] == [job.id]
 
 
+def test_the_tasks_of_a_lost_worker_come_back_while_the_time_of_day_stands_still(world: World) -> None:
+    """The machine's clock was set back, and what is due waits until it has caught up."""
+    worker, job = held_by(world)
+    set_back_ms = world.now_ms
+    world.wall = lambda steady_ms: set_back_ms
+    world.live(LEASE_MS + 2 * PASS_MS)
+    assert world.task(job.id).state == PENDING and worker.ack(job) == LOST
+
+
+def test_a_time_of_day_that_jumps_costs_no_lease(world: World) -> None:
+    worker, job = held_by(world)
+    world.wall = lambda steady_ms: steady_ms + 86_400_000
+    world.live(HEARTBEAT_MS)
+    world.wall = lambda steady_ms: steady_ms
+    worker.beat()
+    world.live(HEARTBEAT_MS)
+    assert worker.ack(job) == OK
+
+
 def test_the_late_report_of_a_lost_worker_changes_nothing(world: World) -> None:
     worker, job = held_by(world)
     world.live(LEASE_MS + PASS_MS)

@@ -97,7 +97,7 @@ class SimNode(Node):
         shared = self._shared(recovered)
         shared.budget.bytes_max = self._hot_bytes_max
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
-        await load(store, shards, self.clock.now_ms(), recovered.queue_bytes)
+        await load(store, shards, self.clock.steady_ms(), recovered.queue_bytes)
         self._house = self._make_house(shared, recovered.epoch)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._journal._jobs.put(None)
@@ -107,7 +107,7 @@ class SimNode(Node):
         for actor in self._shards:
             actor.wrong = watch.wrong
         self._store = await enter(self._storing(store, shared))
-        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.now_ms, self._tell)
+        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.steady_ms, self._tell)
         self._listener = await enter(self._listening())
         await enter(self._serving_http())
         for actor in self._shards:

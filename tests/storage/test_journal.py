@@ -481,7 +481,7 @@ def test_an_end_that_a_start_had_already_read_may_be_gone_later(tmp_path: Path) 
     assert found(FileJournal(tmp_path / "two"), 0) == expected(1, 5)
     for size in (first_bytes, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(JournalCorrupt, match="are missing at its end|is not valid"):
+        with pytest.raises(JournalCorrupt, match=r"are missing at its end|is not valid"):
             list(FileJournal(tmp_path / "two").read(5, replayed_lsn=4))
         assert list(FileJournal(tmp_path / "two").read(5, replayed_lsn=5)) == []
 
