@@ -40,7 +40,7 @@ def always(*arguments: Any) -> bool:
     return True
 
 
-def has_commands(_: Any, commands: Any, now_ms: int) -> bool:
+def has_commands(_: Any, commands: Any, *times: int) -> bool:
     return bool(commands)
 
 

@@ -28,10 +28,11 @@ from programs import READY, WAIT_S, Program, environment
 
 from campaigns.failing_broker import POINTS
 from campaigns.kills_checker import Row, Verdict, check
+from campaigns.survivors import all_rows
 from taskq import AsyncClient, serial
 from taskq.core.task import STATES, Task, describe
 from taskq.storage.rows import task_of
-from taskq.storage.sqlite import READ, SqliteStore, finished_row
+from taskq.storage.sqlite import SqliteStore
 
 TESTS = Path(__file__).parents[1]
 # what a kill may cost in each mode: the acknowledgements of so long before it
@@ -319,11 +320,9 @@ async def read_rows(path: Path) -> list[Row]:
     store = SqliteStore(path)
     await store.open()
     try:
-        live = await store._run(lambda connection: connection.execute(f"SELECT {', '.join(READ['tasks'][1:])} FROM tasks").fetchall())
-        finished = await store._run(lambda connection: connection.execute(f"SELECT {', '.join(READ['finished'][1:])} FROM finished").fetchall())
+        return [row_of(task_of(row)) for row in await all_rows(store)]
     finally:
         await store.close()
-    return [row_of(task_of(row)) for row in [*live, *(finished_row(*values) for values in finished)]]
 
 
 def row_of(task: Task) -> Row:

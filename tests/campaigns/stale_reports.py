@@ -32,6 +32,8 @@ from taskq.protocol.framing import FrameDecoder
 
 MOMENTS = ("waiting", "held", "done")
 LEASE_S, HEARTBEAT_S = 1.0, 0.3
+# nobody is cut off for his silence
+SETTINGS: Any = {"lease": LEASE_S, "heartbeat": HEARTBEAT_S, "heartbeats_missed_max": 1_000, "durability": "os"}
 LOOK_S = 0.02
 FRAME_BYTES_MAX = 64 << 20
 
@@ -128,7 +130,10 @@ class BareWorker:
 async def storm(workers: int, tasks: int) -> Storm:
     """`workers` of them, a third for each moment, with `tasks` leases each."""
     found = Storm()
-    async with testing.broker(lease=LEASE_S, heartbeat=HEARTBEAT_S, durability="os") as node, AsyncClient(node.tcp) as client:
+    async with (
+        testing.broker(**SETTINGS) as node,
+        AsyncClient(node.tcp) as client,
+    ):
         late = [(BareWorker(f"late {number}"), MOMENTS[number % 3]) for number in range(workers)]
         wanted = Counter({moment: tasks * sum(each == moment for _, each in late) for moment in MOMENTS})
         handles = [handle for queue, count in wanted.items() for handle in await client.enqueue_many("t", [b""] * count, queue=queue)]

@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from programs import IN_CODE, READY, environment
+from programs import IN_CODE, READY, WAIT_S, environment
 
 from taskq import App, AsyncClient, TaskFailed
 from taskq.errors import TaskqError
@@ -41,7 +41,21 @@ PRODUCERS = 4
 BATCH_MAX = 20
 PAUSE_S_MAX = 0.1
 LARGE_SHARE = 0.03
-SETTINGS = ("--journal-segment-bytes", "64KiB", "--shards", "2", "--drain", "0", "--log-level", "warning", "--http", "127.0.0.1:0")
+# no ballast: nothing of it matters, and it is the one file that is made without writing
+SETTINGS = (
+    "--ballast-bytes",
+    "0",
+    "--journal-segment-bytes",
+    "64KiB",
+    "--shards",
+    "2",
+    "--drain",
+    "0",
+    "--log-level",
+    "warning",
+    "--http",
+    "127.0.0.1:0",
+)
 app = App()
 
 
@@ -140,7 +154,10 @@ def start(data: str, mode: str, port: int) -> subprocess.Popen[str]:
     broker = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
     assert broker.stdout is not None
     if not re.match(READY, broker.stdout.readline()):
-        broker.kill()
+        try:
+            broker.wait(WAIT_S)  # it has closed its output, and is about to say by its code why
+        except subprocess.TimeoutExpired:
+            broker.kill()
         os._exit(NO_START)
     return broker
 

@@ -52,19 +52,24 @@ class Findings:
     tasks: int = 0
 
 
+async def all_rows(store: SqliteStore) -> list[Row]:
+    """The rows of all tasks, live ones by seq, then the finished ones."""
+    live = await store.load(STATES, 0, ROWS_MAX)
+    with closing(sqlite3.connect(store.path)) as connection:
+        ids = [task_id for (task_id,) in connection.execute("SELECT id FROM finished ORDER BY place")]
+    finished = (await store.find(ids, []))[-len(ids) :] if ids else []
+    return [*live, *finished]
+
+
 async def recovered(data: Path) -> list[Row]:
-    """The rows of all tasks after a recovery, live ones by seq, then the finished ones.  Raises StartError."""
+    """The rows of all tasks after a recovery.  Raises StartError."""
     store, journal = SqliteStore(data / "store.sqlite"), FileJournal(data / "journal")
     try:
         await recover(store, journal)
         journal.close()
-        live = await store.load(STATES, 0, ROWS_MAX)
-        with closing(sqlite3.connect(store.path)) as connection:
-            ids = [task_id for (task_id,) in connection.execute("SELECT id FROM finished ORDER BY place")]
-        finished = (await store.find(ids, []))[-len(ids) :] if ids else []
+        return await all_rows(store)
     finally:
         await store.release()
-    return [*live, *finished]
 
 
 async def look(data: Path, known: dict[bytes, Told]) -> Findings:
