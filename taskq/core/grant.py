@@ -196,6 +196,6 @@ def blocker(book: Book, task: Task, now_ms: int) -> str:
         return f"none of the {len(able)} workers that can run it is heard of"
     if task.hot and task.crashes >= CRASHES_ALONE:
         return f"it was running when {task.crashes} workers died, and waits for one that is idle, to run alone"
-    if all(consumer.room <= 0 or consumer.session in book.alone for consumer in able):
+    if all(_room(book, consumer) <= 0 or consumer.session in book.alone for consumer in able):
         return f"all {len(able)} workers that can run it are busy"
     return "about to be delivered"

@@ -215,7 +215,9 @@ def all_blockers() -> Iterator[str]:
     yield blocker(core, task, NOW_MS)
     consumer.allowed = 1
     yield blocker(core, task, NOW_MS)
-    yield blocker(core, task, consumer.deadline_ms)
+    core.steady_ms = consumer.deadline_ms
+    yield blocker(core, task, NOW_MS)
+    core.steady_ms = NOW_MS
     task.crashes = CRASHES_ALONE
     yield blocker(core, task, NOW_MS)
     for state in (SCHEDULED, RETRYING):

@@ -109,6 +109,7 @@ async def test_many_tasks_are_each_run_once(node: Node, client: AsyncClient, wor
     await worker.start(node.tcp, concurrency=50)
     handles = await client.enqueue_many("add", [{"a": number, "b": 1} for number in range(5_000)])
     results = [await handle.result(timeout=RESULT_S) for handle in handles[::100]]
+    assert await handles[-1].result(timeout=RESULT_S) == 5_000
     assert results == [number + 1 for number in range(0, 5_000, 100)]
     info = await handles[-1].info()
     assert [attempt["outcome"] for attempt in info.fields["attempts"]] in ([], ["completed"])
