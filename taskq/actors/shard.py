@@ -16,7 +16,7 @@ from taskq.core.shard import Shard
 from taskq.errors import InternalError
 from taskq.ids import ID_BYTES
 
-TURN_TASKS = 2_000
+TURN_TASKS = 500
 WAKE_S_MAX = 60.0
 
 log = logging.getLogger("taskq.shard")
