@@ -88,7 +88,7 @@ class ShardActor(Actor[Command]):
 
 def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:
     """The commands of this turn, and the rest.  Where there are too many, each connection gets an equal share, so that who asks much waits behind
-    itself alone.  The commands of a connection stay in their order, and so do those of the node."""
+    itself alone; who got nothing comes first in the next turn.  The commands of a connection stay in their order, and so do those of the node."""
     weights = [weight(command) for command in batch]
     if sum(weights) <= TURN_TASKS:
         return batch, []
@@ -108,6 +108,7 @@ def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:
         taken.append(command)
         spent[command.origin] = mine + weights[at]
         total += weights[at]
+    rest.sort(key=lambda command: command.origin in spent)
     return taken, rest
 
 
