@@ -129,6 +129,8 @@ class Runner:
         self.stop(2)
 
     async def _drain(self) -> None:
+        if not self._link.session:
+            return  # it never got in: there is nothing to finish and nobody to tell
         log.info("stopping: %d tasks have up to %g s to finish", len(self._bench), self._config.drain_s)
         self._taking = False
         self._subscribe(m.Consume([], [], 0))

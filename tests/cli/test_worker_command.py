@@ -37,6 +37,13 @@ def test_connect_alone_is_enough_and_the_worker_says_that_it_is_idle(start: Star
     assert worker.stop() == 0
 
 
+def test_a_worker_that_never_got_in_has_nothing_to_wait_for_when_it_is_stopped(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("from taskq import App\napp = App()\n@app.task\ndef work() -> None: ...\n")
+    worker = start("worker", "--connect", "127.0.0.1:1", "--app", "app", "--drain", "1h")
+    worker.wait_for("not connected, trying again", "stderr")
+    assert worker.stop() == 0
+
+
 def test_an_app_that_cannot_be_imported_ends_it_with_the_import_error(start: Start, broker: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_module\n")
     worker = start("worker", "--connect", broker["tcp"], "--app", "broken")
