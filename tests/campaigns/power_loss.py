@@ -173,7 +173,11 @@ async def asked(data: Path, known: dict[bytes, Told]) -> list[tuple[float, str]]
         async with AsyncClient(ready["tcp"]) as client:
             ids = random.sample(list(known), min(len(known), 100))
             found = await asyncio.gather(*(client.get(task_id.hex()) for task_id in ids), return_exceptions=True)
-        return [(0.0, f"task {known[task_id].number}: {info}") for task_id, info in zip(ids, found, strict=True) if isinstance(info, TaskqError)]
+        return [
+            (min(known[task_id].said.values()), f"task {known[task_id].number}: {info}")
+            for task_id, info in zip(ids, found, strict=True)
+            if isinstance(info, TaskqError)
+        ]
     finally:
         process.kill()
         await process.wait()
