@@ -9,7 +9,7 @@ from typing import Any
 
 from taskq.actors.actor import Actor
 from taskq.clock import Clock
-from taskq.core.effects import Command, Effects, Reply, Tick
+from taskq.core.effects import Command, Effects, Flushed, Reply, Tick
 from taskq.core.messages import Inspect
 from taskq.core.session import error_of_protocol
 from taskq.core.shard import Shard
@@ -116,5 +116,7 @@ def weight(command: Command) -> int:
     """How many tasks a command is about; a list of all queues takes a turn for itself."""
     if type(command.message) is Inspect:
         return TURN_TASKS
+    if type(command.message) is Flushed:
+        return len(command.message.tasks)
     ids = getattr(command.message, "ids", None)
     return len(ids) // ID_BYTES if ids else 1

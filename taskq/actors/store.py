@@ -151,9 +151,9 @@ class StoreActor:
     # ---- write-behind ----------------------------------------------------------------------------------------------------------------
 
     async def _flush(self) -> None:
-        taken = [(actor, actor.shard.take_dirty()) for actor in self._shards]
+        taken = [(actor, actor.shard.take_dirty(), actor.shard.flushes) for actor in self._shards]
         lsn = self._journal.last_lsn
-        tasks = [task for _, dirty in taken for task in dirty]
+        tasks = [task for _, dirty, _ in taken for task in dirty]
         if not tasks and lsn == self.flushed_lsn:
             return
         sizes = {name: size for actor in self._shards for name, size in actor.shard.take_sizes().items()}
@@ -163,9 +163,9 @@ class StoreActor:
         await self._journal.synced(lsn)
         await self._store.commit(batch)
         self.flushed_lsn, self._flushed_bytes, self._taken_tasks = lsn, submitted, 0
-        for actor, dirty in taken:
-            if dirty:
-                actor.tell(Command(0, 0, Flushed(dirty)))
+        for actor, dirty, flush in taken:
+            for begin in range(0, len(dirty), SLICE_TASKS):
+                actor.tell(Command(0, 0, Flushed(dirty[begin : begin + SLICE_TASKS], flush)))
         self._journal.drop(lsn)
 
     async def _give_back(self) -> None:

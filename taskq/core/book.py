@@ -89,6 +89,8 @@ class Book:
         self.held_back: dict[str, None] = {}
         self.dirty: list[Task] = []
         self.taken: list[Task] = []
+        self.flushes = 0
+        self._in_flush: tuple[int, frozenset[Task]] = (0, frozenset())
         self.suspects: set[bytes] = set()
         self.steady_ms = 0
         self.pass_ms = 0
@@ -141,10 +143,19 @@ class Book:
 
     def take_dirty(self) -> list[Task]:
         """The tasks whose rows are behind, for a flush: it makes their rows as they are now, in its own time (`Shared.before_change`)."""
+        self.flushes += 1
         self.taken, self.dirty = self.dirty, []
         for task in self.taken:
             task.dirty = TAKEN
         return self.taken
+
+    def end_flush(self, flush: int) -> frozenset[Task]:
+        """This flush is committed.  What a newer one has taken, which is not."""
+        if flush == self.flushes:
+            self.taken, self._in_flush = [], (flush, frozenset())
+        elif self._in_flush[0] != self.flushes:
+            self._in_flush = self.flushes, frozenset(self.taken)
+        return self._in_flush[1]
 
     def take_sizes(self) -> dict[str, int]:
         """For the same flush: the bytes of the queues where they changed."""

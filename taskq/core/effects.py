@@ -142,6 +142,8 @@ class Forgotten:
 
 @attrs.define
 class Flushed:
-    """The store has committed these tasks as they were when they were taken."""
+    """The store has committed these tasks as they were when they were taken; a flush is told of in pieces.  `flush`: `Book.flushes` when it was
+    taken."""
 
     tasks: Sequence[Task]
+    flush: int

@@ -33,11 +33,9 @@ def decide_forgotten(book: Book, command: fx.Command, now_ms: int, known: object
 def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
     """The store has these tasks: the final and the cold ones leave memory, unless they changed meanwhile:
     then they are dirty, or with a newer flush that is not committed yet."""
-    tasks = command.message.tasks
-    if tasks is book.taken:
-        book.taken = []
-    newer = frozenset(book.taken)
-    for task in tasks:
+    message: fx.Flushed = command.message
+    newer = book.end_flush(message.flush)
+    for task in message.tasks:
         if task.dirty == CLEAN and task not in newer and (task.state in FINAL or (task.state == PENDING and not task.hot)):
             book.tasks.pop(task.id, None)
             if task.key is not None:

@@ -64,7 +64,9 @@ class Peer(asyncio.Protocol):
             if type(message) is m.Error and each.seq == 0:
                 self.error = message.code
             elif each.seq in self._asked:
-                self._asked.pop(each.seq).set_result(message)
+                asked = self._asked.pop(each.seq)
+                if not asked.done():
+                    asked.set_result(message)
             elif type(message) is m.Welcome:
                 self.welcome.set_result(message)
             elif each.seq and self.on_answer is not None:

@@ -135,7 +135,7 @@ class World:
         flushing, self.flushing = self.flushing, []
         for index, dirty, batch in flushing:
             at_once(self.store.commit(batch))
-            self.mail.append((index, fx.Command(0, 0, fx.Flushed(dirty))))
+            self.mail.append((index, fx.Command(0, 0, fx.Flushed(dirty, self.shards[index].flushes))))
 
     def flush(self) -> None:
         self.begin_flush()

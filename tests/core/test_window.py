@@ -33,7 +33,7 @@ def test_a_task_that_changed_while_it_was_written_stays(narrow: World) -> None:
     batch = batch_of(taken, {})
     narrow.client.ask(m.Cancel(ids[2]))
     at_once(narrow.store.commit(batch))
-    narrow.mail.append((0, fx.Command(0, 0, fx.Flushed(taken))))
+    narrow.mail.append((0, fx.Command(0, 0, fx.Flushed(taken, narrow.shard.flushes))))
     narrow.run()
     assert narrow.in_memory(ids[2])
     narrow.flushed()

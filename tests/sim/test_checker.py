@@ -74,7 +74,7 @@ def flush_claims_later_records(patch: Patch) -> None:
         batch.meta["applied_lsn"] = self.flushed_lsn = lsn = self._journal.synced_lsn
         await self._store.commit(batch)
         for actor, dirty in taken:
-            actor.tell(fx.Command(0, 0, fx.Flushed(dirty)))
+            actor.tell(fx.Command(0, 0, fx.Flushed(dirty, actor.shard.flushes)))
         self._journal.drop(lsn)
 
     patch.setattr(StoreActor, "_flush", flush)
