@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 EXIT_CRASH = 70
 CONFIG_FILE = Path("taskq.toml")
-# few young objects at a time, which takes less than a millisecond; older generations, whose objects are the tasks, are left alone
+# few young objects at a time, since to look at 100,000 stopped the loop for tens of milliseconds; older generations, whose objects are the tasks,
+# are left alone, so a cycle that outlives the youngest stays
 GC_THRESHOLDS = (5_000, 1_000_000, 1_000_000)
 # how long the store's thread waits for the GIL while the loop is busy; the default of 5 ms starves it
 SWITCH_INTERVAL_S = 0.0005

@@ -5,7 +5,6 @@ A running broker takes notice by itself: of a new token at once, of a revoked on
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from taskq.cli.backup import data_folder
 from taskq.cli.flags import HELP, start_errors
 from taskq.core.access import SCOPES
 
@@ -39,11 +39,8 @@ def token() -> None:
 @contextmanager
 def _folder(data: str | None) -> Iterator[Path]:
     """The data folder, found as the broker finds it."""
-    from taskq.cli.broker import config_file
-    from taskq.config import BrokerConfig, load
-
     with start_errors("taskq token"):
-        yield Path(load(BrokerConfig, {"data": data}, os.environ, config_file(None)).data)
+        yield data_folder(data)
 
 
 @token.command()
