@@ -89,8 +89,12 @@ class ShardActor(Actor[Command]):
 def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:
     """The commands of this turn, and the rest.  Where there are too many, each connection gets an equal share, so that who asks much waits behind
     itself alone; who got nothing comes first in the next turn.  The commands of a connection stay in their order, and so do those of the node."""
-    weights = [weight(command) for command in batch]
-    if sum(weights) <= TURN_TASKS:
+    total = 0
+    for command in batch:
+        total += weight(command)
+        if total > TURN_TASKS:
+            break
+    else:
         return batch, []
     share = TURN_TASKS // len({command.origin for command in batch})
     spent: dict[int, int] = {}
@@ -106,8 +110,9 @@ def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:
             rest.append(command)
             continue
         taken.append(command)
-        spent[command.origin] = mine + weights[at]
-        total += weights[at]
+        size = weight(command)
+        spent[command.origin] = mine + size
+        total += size
     rest.sort(key=lambda command: command.origin in spent)
     return taken, rest
 
