@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64encode
 from typing import Any
 
@@ -12,7 +13,7 @@ from taskq.core import messages as m
 from taskq.core import session as module
 from taskq.core.gate import AccessToken, Gate, grant_of, text_of
 from taskq.core.scram import Prover
-from taskq.core.session import CLIENT_CHARS_MAX, CLIENT_FIELDS_MAX, NAMES_MAX, Session
+from taskq.core.session import CLIENT_CHARS_MAX, CLIENT_FIELDS_MAX, NAMES_MAX, Requests, Session
 from taskq.core.task import PENDING, RUNNING
 from taskq.errors import AuthFailed, AuthRequired, OutOfOrder, ProtocolError, VersionUnsupported
 from taskq.protocol.frames import Unknown
@@ -521,3 +522,13 @@ def test_requests_before_the_goodbye_are_still_answered(world: World) -> None:
     worker.say(m.Bye())
     world.run()
     assert worker.answers[ack].outcomes == bytes([m.REPORT_OK])
+
+
+def test_seqs_whose_hashes_fall_together_cost_little(world: World) -> None:
+    """A number is its own hash, and the peer chooses the seq: as many requests as may wait, all with the same lower bits."""
+    requests = Requests(1, world.house.ring)
+    begun = time.perf_counter()
+    for number in range(8_192):
+        requests.ask(number << 19, m.Get(bytes(16), 1))
+    assert len(requests.waiting) == 8_192
+    assert time.perf_counter() - begun < 1

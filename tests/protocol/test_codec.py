@@ -199,6 +199,13 @@ def test_a_head_that_is_no_msgpack_array_within_the_limits_is_refused(head: byte
     assert "msgpack array" in refused(ENQUEUE, head).message
 
 
+@pytest.mark.parametrize("at", range(len(enqueue_fields())))
+def test_a_table_in_a_head_has_no_numbers_for_keys_since_their_hashes_can_be_chosen(at: int) -> None:
+    fields = enqueue_fields()
+    fields[at] = {number << 32: None for number in range(100)}
+    assert "not allowed for map key" in str(refused(ENQUEUE, msgpack.packb(fields)))
+
+
 def test_a_thousand_tasks_and_ten_thousand_names_are_within_the_limits() -> None:
     tasks = m.Enqueue([b"p"] * 1_000, "q", ID * 1_000, [f"type{n}" for n in range(1_000)], retries=[[1, 2.0, 3]] * 1_000, keys=["ключ" * 20] * 1_000)
     assert owned(decode(*parts(tasks))) == tasks
