@@ -1,4 +1,4 @@
-"""A worker on another host: broker and worker in network namespaces of their own, joined by a virtual cable."""
+"""Another host: broker and worker, or broker and client, in network namespaces of their own, joined by a virtual cable."""
 
 from __future__ import annotations
 
@@ -55,3 +55,44 @@ def test_a_worker_on_another_host_runs_the_tasks(hosts: tuple[str, str], spawn: 
     assert "hello world" in "".join(client.said["stdout"])
     assert worker.stop() == 0
     assert broker.stop() == 0
+
+
+# opens two connections, says what the second was answered before it asked anything, and keeps the first
+CROWD = """import signal, socket, sys
+host, port = sys.argv[1].split(":")
+first, second = (socket.create_connection((host, int(port))) for _ in range(2))
+print(second.recv(4096), flush=True)
+signal.pause()"""
+
+
+@pytest.mark.parametrize("door", ["tcp", "http"])
+def test_an_address_has_so_many_connections_and_others_come_in(hosts: tuple[str, str], spawn: Spawn, door: str) -> None:
+    there, here = hosts
+    settings = ("--listen", f"{BROKER}:0", "--http", f"{BROKER}:0", "--insecure", "--address-connections-max", "1")
+    broker = spawn(on(there, "broker", *settings))
+    address = broker.wait_for(READY)[door]
+    crowd = spawn(["ip", "netns", "exec", here, sys.executable, "-c", CROWD, address])
+    crowd.wait_for("TOO_MANY_CONNECTIONS")
+    if door == "tcp":
+        another = spawn(on(there, "main", "enqueue", "greet", "--broker", address))
+    else:
+        another = spawn(["ip", "netns", "exec", there, "curl", "--silent", "--fail", f"http://{address}/readyz"])
+    assert another.end() == 0, another.said
+    crowd.stop()
+    assert broker.stop() == 0
+
+
+def test_a_token_that_comes_over_the_wire_in_the_clear_is_refused_and_said_so(hosts: tuple[str, str], spawn: Spawn) -> None:
+    there, here = hosts
+    make = spawn(on(there, "main", "token", "create", "reader", "--scope", "read"))
+    assert make.end() == 0, make.errors
+    token = "".join(make.said["stdout"]).strip()
+    broker = spawn(on(there, "broker", "--listen", f"{BROKER}:0", "--http", f"{BROKER}:0", "--auth", "--insecure"))
+    address = broker.wait_for(READY)["http"]
+    ask = ["curl", "--silent", "--header", f"Authorization: Bearer {token}", "--write-out", "%{http_code}", f"http://{address}/v1/queues"]
+    from_elsewhere = spawn(["ip", "netns", "exec", here, *ask])
+    assert from_elsewhere.end() == 0
+    told = "".join(from_elsewhere.said["stdout"])
+    assert told.endswith("403") and "TLS_REQUIRED" in told and token not in told
+    assert broker.stop() == 0
+    assert token not in broker.errors
