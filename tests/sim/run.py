@@ -7,6 +7,7 @@ A seed that breaks a rule is printed with the end of its trace; the exit code is
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections import Counter
@@ -75,7 +76,7 @@ def campaign(until: int, jobs: int) -> int:
 def many(seeds: range, jobs: int) -> Counter[str]:
     """Run them, say what happened; what is added up."""
     began_s, wrong, faults, sums = time.monotonic(), [], Counter[str](), Counter[str](seeds=len(seeds), wrong=0)
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=gc.freeze) as pool:
         for seed, outcome in zip(seeds, pool.map(attempt, seeds, chunksize=4), strict=True):
             if isinstance(outcome, str):
                 wrong.append(seed)
