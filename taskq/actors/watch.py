@@ -12,37 +12,37 @@ from taskq.core.admission import RETRY_MS, Admission, Lateness
 from taskq.errors import Overloaded
 
 MEMORY_PART = 0.6
-MEMORY_S = 1.0
+GIVE_BACK_S = 1.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-# where containers are told their limit, in version 2 and 1 of control groups; a number, or "max"
-CGROUP_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+GROUPS, GROUP_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Watch:
     """`look` is to be called every `period_s`."""
 
     def __init__(self, admission: Admission, period_s: float, memory_bytes_max: int | str, loop_delay_max_s: float) -> None:
-        self.memory_bytes_max = int(machine_bytes() * MEMORY_PART) if memory_bytes_max == AUTO else int(memory_bytes_max)
+        self.memory_bytes_max = int(machine_bytes() * MEMORY_PART) // MIB * MIB if memory_bytes_max == AUTO else int(memory_bytes_max)
         self._admission = admission
         self._period_s = period_s
         self._lateness = Lateness(1000 * loop_delay_max_s)
         self._loop = asyncio.get_running_loop()
         self._looked_s = self._loop.time()
-        self._memory_at_s = 0.0
+        self._give_back_s = 0.0
 
     def look(self) -> None:
         now_s = self._loop.time()
         late_s, self._looked_s = now_s - self._looked_s - self._period_s, now_s
         self._admission.set("loop", self._lateness.turn(1000 * late_s, 1000 * now_s))
-        if self.memory_bytes_max and now_s >= self._memory_at_s:
-            self._memory_at_s = now_s + MEMORY_S
-            self._admission.set("memory", self._memory())
+        if self.memory_bytes_max:
+            self._admission.set("memory", self._memory(now_s))
 
-    def _memory(self) -> Overloaded | None:
-        if resident_bytes() <= self.memory_bytes_max:
-            return None
-        give_back()
-        if (used := resident_bytes()) <= self.memory_bytes_max:
+    def _memory(self, now_s: float) -> Overloaded | None:
+        used = resident_bytes()
+        if used > self.memory_bytes_max and now_s >= self._give_back_s:
+            self._give_back_s = now_s + GIVE_BACK_S
+            give_back()
+            used = resident_bytes()
+        if used <= self.memory_bytes_max:
             return None
         told = f"the broker uses {used // MIB}MiB of memory, its limit is {show_bytes(self.memory_bytes_max)} (memory_bytes_max); retry later"
         return Overloaded(told, retry_after_ms=RETRY_MS)
@@ -61,6 +61,19 @@ def give_back() -> None:
 
 
 def machine_bytes() -> int:
-    """The memory that this process may have: the machine's, or less in a container."""
-    limits = [file.read_text().strip() for file in CGROUP_FILES if file.is_file()]
-    return min([os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES, *(int(text) for text in limits if text.isdecimal())])
+    """The memory that this process may have: the machine's, or less in a container, a service with a limit or another control group."""
+    of_process = GROUP_OF_PROCESS.read_text() if GROUP_OF_PROCESS.is_file() else ""
+    return min([os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES, *group_limits(of_process, GROUPS)])
+
+
+def group_limits(of_process: str, groups: Path) -> list[int]:
+    """The limits of memory in bytes of a process's control groups and of all above them, of version 2 and 1; `of_process` is its
+    /proc/PID/cgroup, see cgroups(7).  Inside a container the path may be that of the host, and only the top of the tree be there."""
+    files = [groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"]
+    for number, controllers, path in (line.split(":", 2) for line in of_process.splitlines()):
+        if number == "0" or "memory" in controllers.split(","):
+            top = files[0] if number == "0" else files[1]
+            names = path.strip("/").split("/")
+            files += [top.parent.joinpath(*names[: depth + 1], top.name) for depth in range(len(names)) if ".." not in names]
+    texts = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(text) for text in texts if text.isdecimal()]
