@@ -17,7 +17,7 @@ from taskq.actors.shard import ShardActor
 from taskq.clock import SystemClock
 from taskq.config import BrokerConfig
 from taskq.core import records as r
-from taskq.core.effects import Effects, Forgotten, Reply
+from taskq.core.effects import Command, Effects, Forgotten, Reply
 from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
 from taskq.core.session import House, Terms
@@ -67,9 +67,28 @@ class Watch:
 
 
 class _WatchedShard(ShardActor):
-    """A bug in a decision costs a connection in production, and the run here."""
+    """A bug in a decision costs a connection in production, and the run here.  `forgotten`: dead letters that the store has deleted and that the
+    shard has not heard of yet, or never will, since it has stopped: the next start counts anew."""
 
     wrong: Callable[[str], None]
+    _unheard: tuple[Command, ...] = ()
+
+    @property
+    def forgotten(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for command in (*self._mailbox, *self._unheard):
+            if type(command.message) is Forgotten:
+                found[command.message.queue] += command.message.tasks
+        return found
+
+    def tell(self, message: Command) -> None:
+        if self._stopped:
+            self._unheard += (message,)
+        super().tell(message)
+
+    def stop(self) -> None:
+        self._unheard += tuple(self._mailbox)
+        super().stop()
 
     def _carry(self, effects: Effects) -> None:
         for command, bug in effects.bugs:
@@ -140,13 +159,7 @@ class SimNode(Node):
 
     @property
     def forgotten(self) -> Counter[str]:
-        """The dead letters of each queue that the store has deleted, and that their shard has not heard of yet."""
-        found: Counter[str] = Counter()
-        for actor in self._shards:
-            for command in actor._mailbox:
-                if type(command.message) is Forgotten:
-                    found[command.message.queue] += command.message.tasks
-        return found
+        return sum((actor.forgotten for actor in self._shards), Counter())
 
     def session(self, session: bytes) -> Any:
         return self._consumers.get(session)
