@@ -1,0 +1,61 @@
+"""Brokers without a queue library of their own: NATS JetStream with its Python client; Gearman and beanstalkd with clients that pipeline."""
+
+from __future__ import annotations
+
+from .. import servers
+from ..contract import Peer, Rough
+from ..install import PYTHON
+
+NO_RESULTS = "it has no results"
+
+NATS = Peer(
+    name="nats",
+    title="NATS JetStream",
+    durability="written, fsync every 2 minutes",
+    serve=servers.nats,
+    client=(str(PYTHON), "nats_client.py"),
+    needs=("Python packages", "nats-server"),
+    versions=("nats-server", "pip:nats-py"),
+    rough=Rough(one_by_one=3_100, bulk=19_000, drain=26_000, end_to_end=15_000),
+    settings={"consumer": "push", "ack_pending": 5_000, "fetch": 500, "in_flight": 1_000},
+    without={"result": NO_RESULTS},
+)
+
+GEARMAN = Peer(
+    name="gearman",
+    title="Gearman",
+    durability="memory: lost when the server ends",
+    serve=servers.gearman,
+    client=(str(PYTHON), "gearman_client.py"),
+    needs=("Python packages", "gearmand"),
+    versions=("gearmand",),
+    rough=Rough(one_by_one=4_300, bulk=113_000, drain=35_000, end_to_end=60_000),
+    settings={"threads": 4, "submits": 1_000, "grabs": 100},
+)
+
+BEANSTALKD = Peer(
+    name="beanstalkd",
+    title="beanstalkd",
+    durability="memory: lost when the server ends",
+    serve=servers.beanstalkd(synced=False),
+    client=(str(PYTHON), "beanstalkd_client.py"),
+    needs=("Python packages", "beanstalkd"),
+    versions=("beanstalkd",),
+    rough=Rough(one_by_one=6_000, bulk=55_000, drain=38_000, end_to_end=21_000),
+    settings={"puts": 1_000, "reserves": 100},
+    without={"result": NO_RESULTS},
+)
+
+BEANSTALKD_FSYNC = Peer(
+    name="beanstalkd-fsync",
+    title="beanstalkd -b -f0",
+    durability="fsync before the ack",
+    serve=servers.beanstalkd(synced=True),
+    client=(str(PYTHON), "beanstalkd_client.py"),
+    needs=("Python packages", "beanstalkd"),
+    versions=("beanstalkd",),
+    rough=Rough(one_by_one=1_900, bulk=4_300, drain=4_200, end_to_end=2_000),
+    settings={"puts": 1_000, "reserves": 100},
+    tasks_max=100_000,
+    without={"result": NO_RESULTS},
+)
