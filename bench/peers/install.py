@@ -96,6 +96,7 @@ def prepare(needs: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
 def _apt(packages: list[str]) -> str:
     """Why it did not work, if it did not."""
     command = f"apt-get install {' '.join(packages)}"
+    services = {each.service for each in PROGRAMS.values() if each.package in packages and not _is_there(each.package)} - {""}
     if os.geteuid() != 0:
         return f"only root can install it ({command})"
     if shutil.which("apt-get") is None:
@@ -107,8 +108,13 @@ def _apt(packages: list[str]) -> str:
     except (PeerTrouble, OSError, subprocess.TimeoutExpired) as trouble:
         return f"{command}: {trouble}"
     finally:
-        _disable({PROGRAMS[name].service for name in PROGRAMS if PROGRAMS[name].package in packages} - {""})
+        _disable(services)
     return "its package does not bring it"
+
+
+def _is_there(package: str) -> bool:
+    """A service that was there before is none of ours."""
+    return subprocess.run(["dpkg-query", "-W", package], capture_output=True, timeout=60, check=False).returncode == 0
 
 
 @contextmanager

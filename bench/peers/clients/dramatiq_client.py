@@ -41,6 +41,6 @@ def answer(n: int) -> object:
 if __name__ == "__main__":
     if working():
         count = ["--processes", str(SETTINGS["processes"]), "--threads", str(SETTINGS["threads"])]
-        os.environ["dramatiq_queue_prefetch"] = str(SETTINGS["prefetch"])  # noqa: SIM112: its own spelling
+        os.environ["dramatiq_queue_prefetch"] = str(SETTINGS["prefetch"])  # noqa: SIM112  (its own spelling)
         os.execv(sys.executable, [sys.executable, "-m", "dramatiq", "dramatiq_client", *count, "--skip-logging"])
     Producer(one, bulk, answer).run()
