@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psutil
 
@@ -80,7 +80,7 @@ class Program:
         """`taskq-NAME`, the program that is installed beside this Python."""
         return cls([sys.executable, str(Path(sys.executable).with_name(f"taskq-{name}")), *arguments], environ)
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

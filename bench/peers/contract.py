@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import attrs
@@ -57,7 +56,7 @@ class Running(Protocol):
 class Child(Program):
     """A peer's program: it may say what it likes and end as it likes, but not while it is needed, and it is gone in the end."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None = None, trace: TracebackType | None = None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._end(END_S)
         except subprocess.TimeoutExpired:  # killed meanwhile

@@ -12,6 +12,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from .contract import Peer
 from .report import BASE, FIGURES, Found, number
@@ -35,7 +36,7 @@ def draw(peers: Sequence[Peer], found: Found, depths: Sequence[int], file: Path)
     pyplot.close(figure)
 
 
-def _panel(panel: pyplot.Axes, name: str, peers: Sequence[Peer], found: Found, depths: Sequence[int]) -> None:
+def _panel(panel: Axes, name: str, peers: Sequence[Peer], found: Found, depths: Sequence[int]) -> None:
     for row, peer in enumerate(peers):
         cells = [cell for depth in reversed(depths) if (cell := found.get(peer.name, {}).get(depth))]
         spread = next((spread for cell in cells if (spread := cell.spread(name))), None)

@@ -140,8 +140,8 @@ def notes(peers: Sequence[Peer], found: Found, missing: Mapping[str, str], round
             lines += [f"{peer.title}, depth {depth:,}: {trouble}" for trouble in dict.fromkeys(cell.troubles())]
             if len(cell.rounds) < rounds:
                 lines.append(f"{peer.title}, depth {depth:,}: {len(cell.rounds)} of {rounds} rounds were run, the rest was given up")
-        if peer.tasks_max is not None:
-            lines.append(f"{peer.title}: at most {peer.tasks_max:,} tasks, since it does not finish more in minutes")
+        if any(cell.tasks < depth for depth, cell in found.get(peer.name, {}).items()):
+            lines.append(f"{peer.title}: {peer.tasks_max:,} tasks, since it does not finish more in minutes")
         lines += [f"{peer.title}: no {FIGURES_WITHOUT[name]}: {why}" for name, why in peer.without.items()]
     return lines
 

@@ -176,17 +176,25 @@ def changed(peer: Peer, changes: Sequence[str]) -> Peer:
     return attrs.evolve(peer, settings=settings)
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
 def stop(number: int, frame: object) -> None:
+    """Once: what is being ended must not be interrupted again."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    say("stopping what was started")
     raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     plan, options = parse(arguments)
-    signal.signal(signal.SIGTERM, stop)
-    plot = None
+    for number in STOPS:  # also where a shell has told us to ignore Ctrl-C
+        signal.signal(number, stop)
+    draw = None
     if options.plot:
         try:
-            from peers import plot
+            from peers.plot import draw
         except ImportError as error:
             say(f"--plot: {error}; pip install -e '.[bench]'")
             return 2
@@ -211,8 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         everything = {"about": facts, "other_cpu_share": share, "peers": report.raw(plan.peers, found, missing, versions)}
         options.json.write_text(json.dumps(everything, indent=1) + "\n")
         say(f"wrote {options.json}")
-    if plot is not None:
-        plot.draw(plan.peers, found, plan.depths, PLOT)
+    if draw is not None:
+        draw(plan.peers, found, plan.depths, PLOT)
         say(f"wrote {PLOT}")
     return 0
 

@@ -84,10 +84,11 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A run in this process takes SIGTERM for itself."""
-    before = signal.getsignal(signal.SIGTERM)
+    """A run in this process takes two signals for itself."""
+    before = {number: signal.getsignal(number) for number in runner.STOPS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def cell(tasks: int, *rounds: dict[str, float], trouble: str = "") -> Cell:
