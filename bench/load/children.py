@@ -120,10 +120,13 @@ class Program:
         return self.wait_for_line(pattern, wait_s)[0]
 
     def wait_for_line(self, pattern: str, wait_s: float = WAIT_S) -> tuple[re.Match[str], int]:
-        """The next line that matches, and when it was read; queue.Empty if nothing is said for so long."""
-        while (line := self._news.get(timeout=wait_s)) is not None:
+        """The next line that matches, and when it was read; queue.Empty if there is none for so long, whatever else is said."""
+        deadline_s = time.monotonic() + wait_s
+        while (line := self._news.get(timeout=max(0.0, deadline_s - time.monotonic()))) is not None:
             if found := re.search(pattern, line[1]):
                 return found, line[0]
+            if time.monotonic() > deadline_s:
+                raise queue.Empty
         raise RuntimeError(f"{self.name} ended without {pattern!r}:\n" + "\n".join(text for _, text in self._lines[-20:]))
 
     def last_words(self, wait_s: float = WAIT_S) -> dict[str, Any]:

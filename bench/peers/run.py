@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan, options = parse(arguments)
     for number in STOPS:  # also where a shell has told us to ignore Ctrl-C
         signal.signal(number, stop)
-    draw = None
+    draw: Any = None
     if options.plot:
         try:
             from peers.plot import draw

@@ -22,7 +22,7 @@ async def work(to: str, n: int) -> int | None:
 
 
 class Clients:
-    """One by one with the blocking client, the rest with the async one."""
+    """Both clients: `client` says which enqueues one by one."""
 
     def open(self) -> None:
         self.blocking = Client(URL)
@@ -32,8 +32,9 @@ class Clients:
         self.blocking.close()
         await self.client.close()
 
-    def one(self, n: int) -> None:
-        self.blocking.enqueue("work", payload(n), queue=QUEUE)
+    def one(self, n: int) -> object:
+        client = self.client if SETTINGS["client"] == "async" else self.blocking
+        return client.enqueue("work", payload(n), queue=QUEUE)
 
     async def bulk(self, numbers: range) -> None:
         batches = chunks(numbers, SETTINGS["batch"])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from .. import servers
-from ..contract import Peer, Rough
+from ..contract import Peer, Rough, Tried
 from ..install import PYTHON
 
 NO_RESULTS = "it has no results"
+PIPELINED = (
+    Tried("reserves in flight", "1, 100, 1000", "1000", "2,130 / 1,720, 9,280 / 6,420, 14,300 / 7,750; binlog off"),
+    Tried("puts in one write", "100, 1000", "1000", "bulk 11,300 and 45,400; binlog off"),
+    Tried("binlog", "off, -b -f50, -b -f0", "off, and -b -f0", "in an earlier run, drain 43,400, 31,900 and 4,200; only -f0 is durable at ack"),
+)
 
 NATS = Peer(
     name="nats",
@@ -31,6 +36,11 @@ GEARMAN = Peer(
     versions=("gearmand",),
     rough=Rough(one_by_one=4_300, bulk=113_000, drain=35_000, end_to_end=60_000),
     settings={"threads": 4, "submits": 1_000, "grabs": 100},
+    tried=(
+        Tried("grabs in flight", "10, 100, 1000", "100", "4,310 / 2,960, 23,400 / 13,200, 22,600 / 13,800"),
+        Tried("submits in one write", "100, 1000", "1000", "bulk 26,200 and 39,900"),
+        Tried("threads of the server", "1, 4", "4", "12,000 / 11,800, 23,400 / 13,200"),
+    ),
 )
 
 BEANSTALKD = Peer(
@@ -42,7 +52,8 @@ BEANSTALKD = Peer(
     needs=("Python packages", "beanstalkd"),
     versions=("beanstalkd",),
     rough=Rough(one_by_one=6_000, bulk=55_000, drain=38_000, end_to_end=21_000),
-    settings={"puts": 1_000, "reserves": 100},
+    settings={"puts": 1_000, "reserves": 1_000},
+    tried=PIPELINED,
     without={"result": NO_RESULTS},
 )
 
@@ -55,7 +66,8 @@ BEANSTALKD_FSYNC = Peer(
     needs=("Python packages", "beanstalkd"),
     versions=("beanstalkd",),
     rough=Rough(one_by_one=1_900, bulk=4_300, drain=4_200, end_to_end=2_000),
-    settings={"puts": 1_000, "reserves": 100},
+    settings={"puts": 1_000, "reserves": 1_000},
+    tried=PIPELINED,
     tasks_max=100_000,
     without={"result": NO_RESULTS},
 )

@@ -20,7 +20,7 @@ TASKQ = Peer(
     needs=(),
     versions=(),
     rough=Rough(one_by_one=900, bulk=150_000, drain=60_000, end_to_end=45_000),
-    settings={"durability": "fsync", "shards": BrokerConfig().shards, "batch": 1_000, "in_flight": 16},
+    settings={"durability": "fsync", "shards": BrokerConfig().shards, "client": "async", "batch": 1_000, "in_flight": 16},
     tried=(
         Tried("broker and worker", "the defaults", "the defaults", "nothing is tuned"),
         Tried("batch × in_flight", "1,000 × 16", "1,000 × 16", "as in bench/load"),
