@@ -8,6 +8,7 @@
 # make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
 # make power-loss   images of what a power loss may leave (IMAGES=10000)
 # make disk-errors  syncs and writes that fail (RUNS=600)
+# make bench-peers  the same work for taskq and 13 other queues, side by side (ARGS='--only taskq,sidekiq --rounds 3', PLOT=1 to draw)
 # make load    10,000 connections, a storm of them, peers that do not read or hardly send, a flood (ONLY=flood)
 # make corruption   damaged files (MUTATIONS=3000)
 
@@ -24,11 +25,13 @@ UNTIL ?=
 INPUTS ?= 10000000
 MUTATIONS ?= 3000
 JOBS ?= 2
+ARGS ?=
+PLOT ?=
 ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-.PHONY: demo test lint bench bench-micro sim fuzz kills power-loss disk-errors corruption full-disk leases load audit programs clean
+.PHONY: demo test lint bench bench-micro bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -46,6 +49,10 @@ bench: $(VENV)/ready
 
 bench-micro: $(VENV)/ready
 	$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-columns=min,median,max,rounds
+
+bench-peers: $(VENV)/ready
+	$(if $(PLOT),$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]')
+	$(BIN)/python bench/peers/run.py $(if $(PLOT),--plot) $(ARGS)
 
 sim: $(VENV)/ready
 	$(BIN)/python tests/sim/run.py $(if $(UNTIL),--until $(UNTIL),--seeds $(SEEDS))
@@ -91,4 +98,4 @@ programs:
 	fi
 
 clean:
-	rm -rf $(VENV) .audit .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .peers .audit .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import psutil
 
@@ -80,7 +80,7 @@ class Program:
         """`taskq-NAME`, the program that is installed beside this Python."""
         return cls([sys.executable, str(Path(sys.executable).with_name(f"taskq-{name}")), *arguments], environ)
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -91,11 +91,11 @@ class Program:
                 f"{self.name} ended with exit code {code} and said:\n" + "\n".join(complaints or [line for _, line in self._lines[-20:]])
             )
 
-    def _end(self) -> int:
+    def _end(self, wait_s: float = WAIT_S) -> int:
         try:
             with suppress(ProcessLookupError):
                 self._process.terminate()
-            code = self._process.wait(WAIT_S)
+            code = self._process.wait(wait_s)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -116,18 +116,21 @@ class Program:
 
     # ---- by lines
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        return self.wait_for_line(pattern)[0]
+    def wait_for(self, pattern: str, wait_s: float = WAIT_S) -> re.Match[str]:
+        return self.wait_for_line(pattern, wait_s)[0]
 
-    def wait_for_line(self, pattern: str) -> tuple[re.Match[str], int]:
-        """The next line that matches, and when it was read."""
-        while (line := self._news.get(timeout=WAIT_S)) is not None:
+    def wait_for_line(self, pattern: str, wait_s: float = WAIT_S) -> tuple[re.Match[str], int]:
+        """The next line that matches, and when it was read; queue.Empty if there is none for so long, whatever else is said."""
+        deadline_s = time.monotonic() + wait_s
+        while (line := self._news.get(timeout=max(0.0, deadline_s - time.monotonic()))) is not None:
             if found := re.search(pattern, line[1]):
                 return found, line[0]
+            if time.monotonic() > deadline_s:
+                raise queue.Empty
         raise RuntimeError(f"{self.name} ended without {pattern!r}:\n" + "\n".join(text for _, text in self._lines[-20:]))
 
-    def last_words(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.wait_for(r"^\{.*\}$")[0])
+    def last_words(self, wait_s: float = WAIT_S) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.wait_for(r"^\{.*\}$", wait_s)[0])
         return found
 
     def say(self, text: str) -> None:
