@@ -3,8 +3,9 @@
     .venv/bin/python tests/campaigns/ledger.py        the sums that count for the code as it is now
 
 A line holds `at` (UTC), `commit`, `code` and the facts of the piece: numbers, which are summed, texts and lists.  `code` is a digest of the files
-that the campaign watches, as committed: lines of other code stay in the ledger as history, and count no more.  A campaign runs on committed code
-only, since a figure without its code cannot be repeated.
+that the campaign watches, as committed: lines of other code stay in the ledger as history, and count no more.  Nor does a line that was made `void`
+afterwards, with the reason: a mistake of the campaign itself.  A campaign runs on committed code only, since a figure without its code cannot be
+repeated.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def lines(campaign: str) -> Iterator[dict[str, Any]]:
     """The lines that count for the code as it is now."""
     file, code = FOLDER / f"{campaign}.jsonl", code_of(campaign)
     if file.exists():
-        yield from (line for line in map(json.loads, file.read_text().splitlines()) if line["code"] == code)
+        yield from (line for line in map(json.loads, file.read_text().splitlines()) if line["code"] == code and "void" not in line)
 
 
 def sums(campaign: str, by: str = "") -> dict[str, Counter[str]]:

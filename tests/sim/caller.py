@@ -89,7 +89,7 @@ class Caller:
                 old = again is None and self.told and self.scene.rng.random() < 0.2
                 tasks = [self.scene.rng.choice(self.told)] if old else again or self._tasks()
                 return None if await self._enqueue(tasks) else tasks
-            task_id, sure = self.scene.rng.choice(self.made), frozenset(self.scene.history.acknowledged)
+            task_id, sure = self.scene.rng.choice(self.made), self.scene.history.acknowledgements
             if choice < 0.9:
                 self._looked(task_id, sure, await self._ask("GET", f"/v1/tasks/{task_id.hex()}?wait={self.scene.rng.choice([0, 0, 10])}"))
             else:
@@ -125,14 +125,14 @@ class Caller:
         self.scene.history.enqueued([json.dumps(asked["payload"]).encode() for asked, _ in told], ids, bytes([m.CREATED]) * len(ids))
         return True
 
-    def _looked(self, task_id: bytes, sure: frozenset[bytes], answer: tuple[int, Any]) -> None:
+    def _looked(self, task_id: bytes, sure: int, answer: tuple[int, Any]) -> None:
         status, body = answer
         if status == 200:
             self.scene.history.shown(task_id, body["state"])
         elif status == 404:
             self.scene.history.not_found(task_id, sure)
 
-    def _cancelled(self, task_id: bytes, sure: frozenset[bytes], answer: tuple[int, Any]) -> None:
+    def _cancelled(self, task_id: bytes, sure: int, answer: tuple[int, Any]) -> None:
         self._looked(task_id, sure, answer)
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, Any]:

@@ -90,10 +90,10 @@ class Client:
 
 @attrs.frozen(eq=False)
 class Asked:
-    """A request, and the tasks that were acknowledged before it was sent."""
+    """A request, and how many acknowledgements came before it was sent."""
 
     message: Any
-    sure: frozenset[bytes]
+    sure: int
 
 
 class Producer(Client):
@@ -164,7 +164,7 @@ class Producer(Client):
     def request(self, message: Any, *, resent: bool = False) -> None:
         deadline_s = None if self.scene.rng.random() < 0.5 else self.scene.rng.uniform(0.5, 60.0)
         self.say(f"→ {describe(message)}")
-        asked = Asked(message, frozenset(self.scene.history.acknowledged))
+        asked = Asked(message, self.scene.history.acknowledgements)
         self.open[asked] = None
         self.channel.request(message, asked, deadline_s)
         if resent:

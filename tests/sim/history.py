@@ -262,7 +262,8 @@ class History:
     def __init__(self) -> None:
         self.model = Model()
         self.sent = self.model.sent
-        self.acknowledged: dict[bytes, None] = {}
+        self.acknowledgements = 0
+        self.acknowledged: dict[bytes, int] = {}
         self.completions: dict[bytes, bytes] = {}
         self.shown_final: dict[bytes, str] = {}
         self.delivered: dict[int, bytes] = {}
@@ -280,7 +281,8 @@ class History:
                 raise Violation(f"task {task_id.hex()} was acknowledged and does not exist")
             if task.payload != payload:
                 raise Violation(f"task {task_id.hex()} was acknowledged with another payload")
-            self.acknowledged[task_id] = None
+            self.acknowledgements += 1
+            self.acknowledged.setdefault(task_id, self.acknowledgements)
 
     def deliver(self, task_id: bytes, token: bytes, payload: bytes, attempt: int) -> None:
         """A worker has a task in its hands."""
@@ -312,8 +314,8 @@ class History:
             if kind is m.Ack and self.completions.setdefault(task_id, result) != result:
                 raise Violation(f"task {task_id.hex()} was completed twice, with two results")
 
-    def cancelled(self, ids: list[bytes], outcomes: bytes, sure: frozenset[bytes]) -> None:
-        """What became of a cancel; `sure` are the tasks that were acknowledged before it was sent."""
+    def cancelled(self, ids: list[bytes], outcomes: bytes, sure: int) -> None:
+        """What became of a cancel; so many acknowledgements are `sure`, since they came before it was sent."""
         for task_id, outcome in zip(ids, outcomes, strict=True):
             if outcome == m.CANCEL_DONE:
                 self.shown(task_id, "cancelled")
@@ -333,9 +335,10 @@ class History:
             if task.state != state:
                 raise Violation(f"task {task_id.hex()} was shown as {state}, it is {task.state}")
 
-    def not_found(self, task_id: bytes, sure: frozenset[bytes]) -> None:
+    def not_found(self, task_id: bytes, sure: int) -> None:
+        """One that was lost, as it may be, and acknowledged again since it was sent again, has a new acknowledgement."""
         task = self.model.tasks.get(task_id)
-        if task_id in sure and task_id in self.acknowledged and (task is None or not task.pruned):
+        if self.acknowledged.get(task_id, sure + 1) <= sure and (task is None or not task.pruned):
             raise Violation(f"task {task_id.hex()} was acknowledged, and not found")
 
     # ---- crashes
@@ -348,7 +351,7 @@ class History:
             self._check_promises()
             return
         before = len(self.acknowledged) + len(self.completions)
-        self.acknowledged = {task_id: None for task_id in self.acknowledged if task_id in tasks}
+        self.acknowledged = {task_id: number for task_id, number in self.acknowledged.items() if task_id in tasks}
         self.completions = {
             task_id: result for task_id, result in self.completions.items() if task_id in tasks and tasks[task_id].state == "completed"
         }
