@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seed", type=int, nargs="?", help="one seed")
     parser.add_argument("--seeds", default="0:200", metavar="FROM:TO", help="a range of seeds, which is not recorded (default 0:200)")
-    parser.add_argument("--until", type=int, metavar="TO", help="go on to this seed from where the ledger ends for this code, and record it")
+    parser.add_argument("--until", type=int, metavar="TO", help="run what the ledger does not have of the seeds before this one, and record it")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default 2)")
     parser.add_argument("--trace", action="store_true", help="print every step of the one seed")
     options = parser.parse_args()
@@ -63,10 +63,18 @@ def pieces(first: int, last: int) -> Iterator[range]:
         yield range(begin, min(last, begin + PIECE_SEEDS))
 
 
+def missing(until: int) -> Iterator[range]:
+    """What the ledger does not have."""
+    begin = 0
+    for line in sorted(ledger.lines("simulation"), key=lambda line: int(line["first"])):
+        yield from pieces(begin, min(until, line["first"]))
+        begin = line["last"] + 1
+    yield from pieces(begin, until)
+
+
 def campaign(until: int, jobs: int) -> int:
     """On committed code only; what is broken off is lost to the last piece, at most."""
-    begin = max((line["last"] for line in ledger.lines("simulation")), default=-1) + 1
-    for piece in pieces(begin, until):
+    for piece in list(missing(until)):
         ledger.record("simulation", **many(piece, jobs), first=piece[0], last=piece[-1])
     totals = ledger.sums("simulation").get("", Counter())
     print(f"in the ledger for this code: {totals['seeds']:,} seeds, {totals['wrong']} wrong")
