@@ -249,7 +249,6 @@ def test_taskq_runs_and_a_peer_that_cannot_start_is_named_and_does_not_end_the_r
 
 
 def test_a_picture_shows_who_was_not_measured(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
     from peers import plot
 
     found = {"taskq": {1_000: cell(1_000, {"drain": 400.0, "end_to_end": 10.0})}, "nats": {}}
