@@ -51,7 +51,6 @@ bench-micro: $(VENV)/ready
 	$(BIN)/python -m pytest bench/micro --benchmark-enable --benchmark-columns=min,median,max,rounds
 
 bench-peers: $(VENV)/ready
-	$(if $(PLOT),$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]')
 	$(BIN)/python bench/peers/run.py $(if $(PLOT),--plot) $(ARGS)
 
 sim: $(VENV)/ready

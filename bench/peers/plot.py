@@ -1,6 +1,6 @@
 """The picture of a run: a panel for each of four figures, a dot for the median of each peer, a line from the lowest to the highest round.
 
-The scales are logarithmic, so there are no bars: their lengths would mean nothing.  Needs matplotlib, the extra `bench`.
+The scales are logarithmic, so there are no bars: their lengths would mean nothing.  Needs matplotlib.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--set", action="append", default=[], metavar="PEER.SETTING=VALUE", help="try another setting (VALUE is JSON or text)")
     parser.add_argument("--folder", default=".", help="on the disk to measure; temporary folders in it are removed afterwards")
     parser.add_argument("--json", type=Path, metavar="FILE", help=f"all raw figures; {JSON.relative_to(ROOT)} if all peers run at their settings")
-    parser.add_argument("--plot", action="store_true", help=f"draw {PLOT.relative_to(ROOT)} (needs the extra `bench`)")
+    parser.add_argument("--plot", action="store_true", help=f"draw {PLOT.relative_to(ROOT)} (needs matplotlib)")
     options = parser.parse_args(arguments)
     names = options.only.split(",") if options.only else list(PEERS)
     if unknown := [name for name in names if name not in PEERS]:
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             from peers.plot import draw
         except ImportError as error:
-            say(f"--plot: {error}; pip install -e '.[bench]'")
+            say(f"--plot: {error}; pip install matplotlib")
             return 2
     minutes = estimate_s(plan) / 60
     say(f"{len(plan.peers)} peers, {plan.rounds} rounds: about {minutes:,.0f} minutes on 2 idle cores; a stage is cut after {plan.limit_s:,.0f} s")

@@ -11,13 +11,14 @@ from typing import Any
 
 import attrs
 import pytest
+from access_tokens import make
 
 from taskq import AsyncClient, testing
 from taskq.actors import http as http_module
 from taskq.actors import session as module
 from taskq.core import messages as m
 from taskq.core.access import SCOPES
-from taskq.core.gate import FAILURES_MAX, AccessToken, grant_of, text_of
+from taskq.core.gate import FAILURES_MAX, text_of
 from taskq.core.scram import Prover
 from taskq.errors import AuthFailed, AuthRequired, Forbidden
 from taskq.node import Node
@@ -27,14 +28,6 @@ from taskq.storage.tokens import changing
 
 WAIT_S = 10.0
 OURS, THEIRS = "email.eu", "images"
-
-
-def make(folder: Path, name: str, *scopes: str) -> str:
-    """A new access token."""
-    token = text_of(name, name.encode().ljust(32)[:32])
-    with changing(folder) as tokens:
-        tokens[name] = AccessToken.of(grant_of(name, scopes), token, bytes(16), 1)
-    return token
 
 
 def revoke(folder: Path, name: str) -> None:

@@ -498,6 +498,14 @@ def test_in_a_full_shard_each_connection_gets_its_share_and_keeps_its_order() ->
     assert share_out(others) == (others, [])
 
 
+def test_a_full_shard_weighs_only_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    weighed: list[Command] = []
+    monkeypatch.setattr("taskq.actors.shard.weight", lambda command: weighed.append(command) or weight(command))
+    taken, rest = share_out([Command(7, seq, enqueue(100)) for seq in range(256)])
+    assert len(taken) + len(rest) == 256
+    assert len(weighed) < 3 * len(taken)
+
+
 def test_many_connections_in_a_full_shard_all_get_on() -> None:
     batch = [Command(origin, seq, enqueue(100)) for seq in range(3) for origin in range(2, 102)]
     served: list[int] = []

@@ -7,29 +7,21 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from access_tokens import make
 
 from taskq import AsyncClient, EnqueueError, testing
 from taskq.actors.shard import TURN_TASKS
-from taskq.core.gate import AccessToken, grant_of, text_of
 from taskq.errors import QueueFull
-from taskq.storage.tokens import changing
 
 FRAMES = 60
 ROOM = 40_000
-
-
-def give_token(folder: Path, name: str, scope: str) -> str:
-    token = text_of(name, name.encode().ljust(32)[:32])
-    with changing(folder) as tokens:
-        tokens[name] = AccessToken.of(grant_of(name, (scope,)), token, bytes(16), 1)
-    return token
 
 
 @pytest.fixture
 async def tenants(tmp_path: Path) -> AsyncIterator[tuple[AsyncClient, AsyncClient]]:
     """Both in one shard, so that they share its time."""
     async with testing.broker(data=tmp_path, auth=True, shards=1, queue_tasks_max=ROOM) as node:
-        loud, quiet = (give_token(tmp_path, name, f"produce:{name}.*") for name in ("loud", "quiet"))
+        loud, quiet = (make(tmp_path, name, f"produce:{name}.*") for name in ("loud", "quiet"))
         async with AsyncClient(node.tcp, token=loud) as flooding, AsyncClient(node.tcp, token=quiet) as other:
             await asyncio.gather(flooding.enqueue("work", queue="loud.mail"), other.enqueue("work", queue="quiet.mail"))
             yield flooding, other

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import attrs
+
 from .. import servers
 from ..contract import Peer, Rough, Tried
 from ..install import PYTHON
@@ -62,17 +64,12 @@ BEANSTALKD = Peer(
     without={"result": NO_RESULTS},
 )
 
-BEANSTALKD_FSYNC = Peer(
+BEANSTALKD_FSYNC = attrs.evolve(
+    BEANSTALKD,
     name="beanstalkd-fsync",
     title="beanstalkd -b -f0",
     durability="fsync before the ack",
     serve=servers.beanstalkd(synced=True),
-    client=(str(PYTHON), "beanstalkd_client.py"),
-    needs=("Python packages", "beanstalkd"),
-    versions=("beanstalkd",),
     rough=Rough(one_by_one=1_900, bulk=4_300, drain=4_200, end_to_end=2_000),
-    settings={"puts": 1_000, "reserves": 1_000},
-    tried=PIPELINED,
     tasks_max=100_000,
-    without={"result": NO_RESULTS},
 )
