@@ -1,4 +1,7 @@
-"""ShardActor: carries a Shard.  Commands in, records to the journal, loads to the store, one timer that is re-armed only if it moved."""
+"""ShardActor: carries a Shard.  Commands in, records to the journal, loads to the store, one timer that is re-armed only if it moved.
+
+The commands of a connection are never reordered.  One that the shard holds back (see core/pace.py) keeps those behind it of the same connection.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from taskq.ids import ID_BYTES
 
 TURN_TASKS = 500
 WAKE_S_MAX = 60.0
+HELD_S = 0.005
 
 log = logging.getLogger("taskq.shard")
 
@@ -40,13 +44,35 @@ class ShardActor(Actor[Command]):
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_ms = 0
         self._stopped = False
+        self._held: list[Command] = []
+        self._holding: asyncio.TimerHandle | None = None
 
     def on_batch(self, batch: list[Command]) -> list[Command]:
         if self._stopped:
             return []
-        taken, rest = share_out(batch)
+        taken, rest = share_out(self._without_held(batch))
         self._carry(self.shard.turn(taken, self._clock.now_ms(), self._clock.steady_ms()))
         return rest
+
+    def _without_held(self, batch: list[Command]) -> list[Command]:
+        """What may be decided now; the rest is looked at again in the next turn, which comes soon."""
+        holds, now_ms = self.shard.holds, self._clock.steady_ms()
+        waiting, self._held = [*self._held, *batch], []
+        origins: set[int] = set()
+        ready: list[Command] = []
+        for command in waiting:
+            if command.origin in origins or holds(command, now_ms):
+                origins.add(command.origin)
+                self._held.append(command)
+            else:
+                ready.append(command)
+        if self._held and self._holding is None:
+            self._holding = self.loop.call_later(HELD_S, self._look_again)
+        return ready
+
+    def _look_again(self) -> None:
+        self._holding = None
+        self.tell(Command(0, 0, Tick()))
 
     def _carry(self, effects: Effects) -> None:
         for command, bug in effects.bugs:
@@ -82,8 +108,10 @@ class ShardActor(Actor[Command]):
         """Decide nothing more; what waits in the mailbox was never answered."""
         self._stopped = True
         self._mailbox.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._held.clear()
+        for timer in (self._timer, self._holding):
+            if timer is not None:
+                timer.cancel()
 
 
 def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:

@@ -28,8 +28,8 @@ from taskq.errors import Overloaded
 from taskq.storage.base import Retention, Store, WriteBatch
 from taskq.storage.rows import add, size_names, task_of
 
-FLUSH_S = 1.0
-FLUSH_TASKS = 40_000
+FLUSH_S = 2.0
+FLUSH_TASKS = 100_000
 SLICE_TASKS = 500
 DIRTY_TASKS_MAX = 200_000
 PRUNE_S = 10.0

@@ -267,6 +267,8 @@ def evolve_admitted(book: Book, record: Admitted) -> None:
     tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
     payload_bytes = sum(map(len, record.payloads))
     queue.bytes += payload_bytes
+    if queue.pace is not None:
+        queue.pace.let_in(count)
     book.admission.spend(count, payload_bytes)
     dues, keys, options = column(record.dues_ms, count), column(record.keys, count), column(_options(record), count)
     for at, (task_id, payload) in enumerate(zip(ids, record.payloads, strict=True)):

@@ -17,7 +17,8 @@ from operator import attrgetter
 
 import attrs
 
-from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task
+from taskq.core.pace import WAITING_MIN, Pace
+from taskq.core.task import COMPLETED, CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task
 
 TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
@@ -109,7 +110,7 @@ NO_POSITION = 1 << 62
 
 @attrs.define(eq=False)
 class Queue:
-    """`bytes`: the payloads of its unfinished tasks; `bytes_taken`: the same when a flush last asked."""
+    """`bytes`: the payloads of its unfinished tasks; `bytes_taken`: the same when a flush last asked.  `pace`: None while few tasks wait."""
 
     name: str
     budget: Budget
@@ -117,6 +118,7 @@ class Queue:
     counts: list[int] = attrs.field(factory=lambda: [0] * len(STATES))
     bytes: int = 0
     bytes_taken: int = 0
+    pace: Pace | None = None
     apart: Line = attrs.field(init=False)
     _options: Options | None = None
     _line: Line | None = None
@@ -159,6 +161,16 @@ class Queue:
     def length(self) -> int:
         """Its unfinished tasks; the states that are not final come first."""
         return sum(self.counts[: RETRYING + 1])
+
+    def holds(self, now_ms: int) -> bool:
+        """Whether new tasks have to wait for those before them; see pace.py."""
+        waiting, finished = self.counts[PENDING], self.counts[COMPLETED]
+        if waiting < WAITING_MIN:
+            self.pace = None
+            return False
+        if self.pace is None:
+            self.pace = Pace(finished, now_ms, now_ms)
+        return self.pace.holds(waiting, finished, now_ms)
 
     def load(self, line: Line, task: Task) -> None:
         """The next task of the line's cold tail came from the store; it was counted before."""

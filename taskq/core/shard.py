@@ -80,6 +80,14 @@ class Shard(Book):
         effects.wake_at_ms = self._wake_at_ms(now_ms)
         return effects
 
+    def holds(self, command: fx.Command, steady_ms: int) -> bool:
+        """Whether this command is better decided later: new tasks for a queue that is as busy as it can be."""
+        message = command.message
+        if type(message) is not m.Enqueue or not command.origin:
+            return False
+        queue = self.queues.get(message.queue)
+        return queue is not None and queue.holds(steady_ms)
+
     def _apply(self, records: Sequence[Any]) -> None:
         """Decisions became facts: change the state, and have them written."""
         for record in records:
