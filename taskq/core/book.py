@@ -16,7 +16,7 @@ import attrs
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.admission import Admission, Limits, full
-from taskq.core.consumer import Consumers
+from taskq.core.consumer import Consumer, Consumers
 from taskq.core.followers import Followers
 from taskq.core.queue import Budget, Queue
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
@@ -81,12 +81,12 @@ class Book:
         self.held: dict[bytes, dict[int, Task]] = {}
         shared.held[index] = self.held
         self.alone = shared.alone
-        self.followers: dict[str, Followers] = {}
+        self.followers = Followers(index)
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0
         self.touched: dict[str, None] = {}
-        self.held_back: dict[str, None] = {}
+        self.held_back: dict[Consumer, None] = {}
         self.dirty: list[Task] = []
         self.taken: list[Task] = []
         self.flushes = 0
