@@ -78,6 +78,7 @@ class Book:
         self.tasks: dict[bytes, Task] = {}
         self.keys: dict[tuple[str, str], Task] = {}
         self.queues: dict[str, Queue] = {}
+        self.idle: dict[str, None] = {}
         self.held: dict[bytes, dict[int, Task]] = {}
         shared.held[index] = self.held
         self.alone = shared.alone
@@ -114,6 +115,7 @@ class Book:
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = Queue(name, self.shared.budget)
+            self.idle[name] = None
             self.shared.queues += 1
         return queue
 
@@ -158,19 +160,24 @@ class Book:
         return self._in_flush[1]
 
     def take_sizes(self) -> dict[str, int]:
-        """For the same flush: the bytes of the queues where they changed."""
-        changed = [queue for queue in self.queues.values() if queue.bytes != queue.bytes_taken]
+        """For the flush that has just taken the dirty tasks: the bytes of the queues where they changed, which is where tasks did."""
+        queues = map(self.queues.get, {task.queue for task in self.taken})
+        changed = [queue for queue in queues if queue is not None and queue.bytes != queue.bytes_taken]
         for queue in changed:
             queue.bytes_taken = queue.bytes
         return {queue.name: queue.bytes for queue in changed}
 
-    def forget_queues(self) -> None:
-        """Leave out the queues that have nothing, if there are many; a flush has taken their sizes."""
+    def forget_queues(self, names: Iterable[str]) -> None:
+        """Leave out those of these queues that have nothing, once there are many; a flush has taken their sizes."""
+        self.idle.update(dict.fromkeys(names))
         if len(self.queues) <= QUEUES_MANY:
             return
-        kept = {name: queue for name, queue in self.queues.items() if queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken}
-        self.shared.queues -= len(self.queues) - len(kept)
-        self.queues = kept
+        idle, self.idle = self.idle, {}
+        for name in idle:
+            queue = self.queues.get(name)
+            if queue is not None and not (queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken):
+                del self.queues[name]
+                self.shared.queues -= 1
 
     def leases_of(self, session: bytes) -> int:
         """The tasks that a session has, of all shards."""
