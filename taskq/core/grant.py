@@ -252,7 +252,11 @@ def blocker(book: Book, task: Task, now_ms: int) -> str:
     connected = [consumer for consumer in book.consumers.values() if consumer.origin]
     if not connected:
         return f"no connected worker has task type {task.options.task_type}: no worker is connected"
-    takers = [consumer for consumer in connected if task.queue in consumer.queues]
+    takes: dict[int, bool] = {}  # by list of names: those with the same subscription share one
+    for consumer in connected:
+        if id(consumer.queues) not in takes:
+            takes[id(consumer.queues)] = task.queue in consumer.queues
+    takers = [consumer for consumer in connected if takes[id(consumer.queues)]]
     if not takers:
         return f"no connected worker takes queue {task.queue}"
     able = [consumer for consumer in takers if task.options.task_type in consumer.task_types]
