@@ -194,6 +194,6 @@ def test_queues_that_are_empty_are_left_out_as_soon_as_there_are_many(world: Wor
     world.client.ask(m.Cancel(last))
     world.flushed()
     assert len(world.shard.queues) == QUEUES_MANY
-    world.enqueue(b"x", queue="one more")
+    world.enqueue(b"x", queue="one-more")
     world.flushed()
     assert f"queue-{QUEUES_MANY - 1}" not in world.shard.queues and len(world.shard.queues) == QUEUES_MANY == world.shared.queues
