@@ -282,9 +282,18 @@ class Session:
             self.answers.append((seq, m.Beat()))
             return
         self._heard(self.consumer, beat.received, now_ms)
+        if seq and not beat.tokens and self._holds_nothing(self.consumer.session):
+            self.answers.append((seq, m.Beat()))
+            return
         self._beating[seq] = beat
         received = min(beat.received, self.consumer.delivered)
         self._ask(seq, fx.Held(self.consumer.session, received, frozenset(split(beat.tokens, TOKEN_BYTES)), False), False)
+
+    def _holds_nothing(self, session: bytes) -> bool:
+        """There is nothing to give up: what is delivered from now on has a number that the worker has not received.  So an idle worker's heartbeat
+        costs the shards nothing."""
+        held = self.house.held
+        return bool(held) and not any(session in leases for leases in held)
 
     def _known(self, seq: int, known: fx.Known, now_ms: int) -> Any:
         """What all shards know of the tokens that the worker said it holds."""
