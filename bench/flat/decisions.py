@@ -1,4 +1,4 @@
-"""What a shard takes to decide about a task that comes and goes alone: enqueue, grant, ack, and its part of a flush, in this process and without I/O."""
+"""What a shard takes to decide about a task that comes and goes alone: enqueue, grant, ack, its part of a flush; in this process, without I/O."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Very many queues and very many workers: what a task costs must not depend on how many of either there are.
 
-Each worker is a session of its own (crowd.py) that takes all queues.  Tasks go round the queues, one in each frame; the same number of tasks
-and the same frames for all points of a curve, so that only the number of queues, or of workers, is different.  First comes the rate (all tasks enqueued as
-fast as they are admitted), then, on the same broker, the latency at a rate that leaves it idle most of the time.
+Each worker is a session of its own (crowd.py) that takes all queues.  Tasks go round the queues, one in each frame; the same number of tasks and of
+frames for all points of a curve, so that only the number of queues, or of workers, is different.  First comes the rate (all tasks enqueued as fast as
+they are admitted), then, on the same broker, the latency at a rate that leaves it idle most of the time.
 
     python bench/flat/wide.py [--only queues,workers] [--scale 1.0] [--folder .]
 """
