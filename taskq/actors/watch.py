@@ -50,7 +50,11 @@ class Watch:
 
 def resident_bytes() -> int:
     """The memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    statm = os.open("/proc/self/statm", os.O_RDONLY)  # ten times a second, also where nothing else happens: a Path would cost four times as much
+    try:
+        return int(os.read(statm, 256).split()[1]) * PAGE_BYTES
+    finally:
+        os.close(statm)
 
 
 def give_back() -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 from taskq.core.book import Book
 from taskq.core.consumer import Consumer
-from taskq.core.followers import Followers
 from taskq.core.queue import Queue
 from taskq.core.task import PENDING, RUNNING, Task
 
@@ -31,30 +30,32 @@ def _counts(book: Book, session: bytes, task: Task) -> bool:
     if task.state == RUNNING:
         return task.session == session
     consumer = book.consumers.get(session)
-    return task.state == PENDING and consumer is not None and consumer.deadline_ms > book.steady_ms and task.queue in consumer.queues
+    return task.state == PENDING and consumer is not None and consumer.deadline_ms > book.steady_ms and consumer.follows(task.queue)
 
 
-def match_alone(book: Book, queue: Queue, followers: Followers) -> Iterator[tuple[Consumer, Task]]:
-    """Who gets which task now; the caller grants it before it asks for the next."""
-    waiting = [consumer for consumer, _ in followers.waiting.values()]
-    taken = sum(consumer.session in book.alone for consumer in waiting)
-    most = max(1, len(waiting) // 2)
+def match_alone(book: Book, queue: Queue) -> Iterator[tuple[Consumer, Task]]:
+    """Who gets which task now; the caller grants it before it asks for the next.  The sessions with the fewest leases come first."""
+    sessions = book.followers.sessions(queue.name)
+    sessions.sort(key=lambda consumer: book.leases_of(consumer.session))
+    most = max(1, len(sessions) // 2)
+    taken = sum(consumer.session in book.alone for consumer in sessions)
+    kept = {id(task): session for session, task in book.alone.items()}
     unable: set[str] = set()
     for task in [task for task in queue.apart.tasks if task.hot]:
-        kept = next((session for session, other in book.alone.items() if other is task), None)
-        if task.options.task_type in unable or (kept is None and taken >= most):
+        keeps = kept.get(id(task))
+        if task.options.task_type in unable or (keeps is None and taken >= most):
             continue
-        able = [consumer for consumer in waiting if _is_able(book, consumer, task)]
-        if not able:
+        chosen = next((consumer for consumer in sessions if _is_able(book, consumer, task)), None)
+        if chosen is None:
             unable.add(task.options.task_type)
             continue
-        chosen = min(able, key=lambda consumer: book.leases_of(consumer.session))
-        taken += kept is None
+        taken += keeps is None
         if not book.leases_of(chosen.session):
-            book.alone.pop(kept or b"", None)
-            followers.to_the_end(chosen)
+            book.alone.pop(keeps or b"", None)
+            sessions.remove(chosen)
             yield chosen, task
-        elif kept is None:
+        elif keeps is None:
+            sessions.remove(chosen)
             book.alone[chosen.session] = task
 
 

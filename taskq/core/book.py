@@ -16,7 +16,7 @@ import attrs
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.admission import Admission, Limits, full
-from taskq.core.consumer import Consumers
+from taskq.core.consumer import Consumer, Consumers
 from taskq.core.followers import Followers
 from taskq.core.queue import Budget, Queue
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
@@ -78,15 +78,16 @@ class Book:
         self.tasks: dict[bytes, Task] = {}
         self.keys: dict[tuple[str, str], Task] = {}
         self.queues: dict[str, Queue] = {}
+        self.idle: dict[str, None] = {}
         self.held: dict[bytes, dict[int, Task]] = {}
         shared.held[index] = self.held
         self.alone = shared.alone
-        self.followers: dict[str, Followers] = {}
+        self.followers = Followers(index)
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0
         self.touched: dict[str, None] = {}
-        self.held_back: dict[str, None] = {}
+        self.held_back: dict[Consumer, None] = {}
         self.dirty: list[Task] = []
         self.taken: list[Task] = []
         self.flushes = 0
@@ -114,6 +115,7 @@ class Book:
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = Queue(name, self.shared.budget)
+            self.idle[name] = None
             self.shared.queues += 1
         return queue
 
@@ -158,19 +160,24 @@ class Book:
         return self._in_flush[1]
 
     def take_sizes(self) -> dict[str, int]:
-        """For the same flush: the bytes of the queues where they changed."""
-        changed = [queue for queue in self.queues.values() if queue.bytes != queue.bytes_taken]
+        """For the flush that has just taken the dirty tasks: the bytes of the queues where they changed, which is where tasks did."""
+        queues = map(self.queues.get, {task.queue for task in self.taken})
+        changed = [queue for queue in queues if queue is not None and queue.bytes != queue.bytes_taken]
         for queue in changed:
             queue.bytes_taken = queue.bytes
         return {queue.name: queue.bytes for queue in changed}
 
-    def forget_queues(self) -> None:
-        """Leave out the queues that have nothing, if there are many; a flush has taken their sizes."""
+    def forget_queues(self, names: Iterable[str]) -> None:
+        """Leave out those of these queues that have nothing, once there are many; a flush has taken their sizes."""
+        self.idle.update(dict.fromkeys(names))
         if len(self.queues) <= QUEUES_MANY:
             return
-        kept = {name: queue for name, queue in self.queues.items() if queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken}
-        self.shared.queues -= len(self.queues) - len(kept)
-        self.queues = kept
+        idle, self.idle = self.idle, {}
+        for name in idle:
+            queue = self.queues.get(name)
+            if queue is not None and not (queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken):
+                del self.queues[name]
+                self.shared.queues -= 1
 
     def leases_of(self, session: bytes) -> int:
         """The tasks that a session has, of all shards."""

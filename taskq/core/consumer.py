@@ -5,16 +5,19 @@ One object a session, shared by all shards of the process, which run in turns on
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
+
+if TYPE_CHECKING:
+    from taskq.core.followers import Crew
 
 
 @attrs.define(eq=False)
 class Consumer:
     """`allowed` and `delivered` count deliveries since the session began.  Deliveries up to `received` are confirmed.  Its leases end at
     `deadline_ms` unless it is heard of again.  `origin` is its connection, 0 while it is away.  `restored`: known from before a restart only.
-    `choked`: its connection does not take more for the moment."""
+    `choked`: its connection does not take more for the moment.  `shards`: those that own its queues; `crews`: see followers.py, by shard."""
 
     session: bytes
     name: str
@@ -32,11 +35,22 @@ class Consumer:
     restored: bool = False
     over: bool = False
     choked: bool = False
+    shards: tuple[int, ...] = ()
+    crews: dict[int, Crew] = attrs.field(factory=dict)
 
     @property
     def room(self) -> int:
         """How many more tasks it will take now."""
         return self.allowed - self.delivered if self.origin and not self.over and not self.choked else 0
+
+    def subscribe(self, queues: tuple[str, ...], task_types: frozenset[str], shards: tuple[int, ...]) -> None:
+        """What it takes from now on; the shards learn it when it is ready."""
+        self.queues, self.task_types, self.shards = queues, task_types, shards
+        self.crews = {}
+
+    def follows(self, queue: str) -> bool:
+        """A shard knows that it takes this queue."""
+        return any(queue in crew.places for crew in self.crews.values())
 
     def heard(self, received: int, now_ms: int, lease_ms: int) -> None:
         """A sign of life.  What was never delivered cannot have been received."""
@@ -47,7 +61,7 @@ class Consumer:
     def away(self, now_ms: int, grace_ms: int) -> None:
         """The connection is gone: the leases end after the grace unless the session resumes or its keeper is heard."""
         self.origin = 0
-        self.queues = ()
+        self.subscribe((), self.task_types, ())
         self.deadline_ms = min(self.deadline_ms, now_ms + grace_ms)
 
 

@@ -1,15 +1,15 @@
 """Grant: lease pending tasks to worker sessions that have credit.
 
-Matching happens once a turn, for the queues that were touched in it, and goes round the sessions: each takes at most ceil(ready / waiting
-sessions) at a time.  A session whose leases would end now gets nothing until it is heard.  `blocker` says of a pending task why it waits, by
-the same conditions.
+Matching happens once a turn, for the queues that were touched in it and for the crews (followers.py) of which somebody takes tasks again.  It goes
+round the sessions: each takes at most ceil(ready / waiting sessions) at a time.  A session whose leases would end now gets nothing until it is heard.
+`blocker` says of a pending task why it waits, by the same conditions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from itertools import islice
+from heapq import heapify, heappop, heappush
+from itertools import count
 from struct import pack
 
 from taskq.core import messages as m
@@ -17,7 +17,7 @@ from taskq.core.alone import forget, match_alone
 from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, LineLoad, Reply
-from taskq.core.followers import Followers
+from taskq.core.followers import Crew, Row
 from taskq.core.queue import LOAD_TASKS, Queue
 from taskq.core.records import Granted
 from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, RUNNING, SCHEDULED, TIMED, Task
@@ -27,79 +27,142 @@ GRANT_TASKS_MAX = 1_000
 
 
 def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> Decision:
-    """A consumer subscribed or has new credit: its queues are matched at the end of this turn."""
+    """A consumer subscribed or has new credit: it is matched at the end of this turn."""
     consumer = book.consumers.get(command.message.session)
-    if consumer is not None:
-        for name in consumer.queues:
-            if book.owns_queue(name):
-                followers = book.followers.get(name)
-                if followers is None:
-                    followers = book.followers[name] = Followers(name)
-                followers.enter(consumer)
-                book.touched[name] = None
+    if consumer is not None and consumer.queues:
+        followers = book.followers
+        crew = followers.crew_of(consumer)
+        if crew is None:
+            crew = followers.join(consumer, ((place, name) for place, name in enumerate(consumer.queues) if book.owns_queue(name)))
+        followers.enter(consumer, crew)
     return [], None
 
 
 def match(book: Book, now_ms: int) -> Iterator[Granted]:
-    """Grant what can be granted in the touched queues, and ask for cold tasks where a line runs low."""
+    """Grant what can be granted in the touched queues and to the woken crews, the queue first that somebody prefers most; and ask for cold tasks
+    where a line runs low."""
     if book.alone:
         forget(book)
     if book.held_back:
-        book.touched.update(book.held_back)
-        book.held_back = {}
+        _look_again(book)
+    if not book.touched and not book.followers.woken:
+        return
     touched, book.touched = book.touched, {}
-    for name in sorted(touched, key=partial(_rank, book)) if len(touched) > 1 else touched:
-        followers, queue = book.followers.get(name), book.queues.get(name)
-        if followers is not None and queue is not None and queue.counts[PENDING] and not book.admission.draining:
-            if queue.apart.waiting:
-                yield from _grant_alone(book, queue, followers, now_ms)
-            yield from _match_queue(book, queue, followers, now_ms)
-            _fill(book, queue)
-            if book.alone and queue.counts[PENDING]:
-                book.held_back[name] = None
+    woken, book.followers.woken = book.followers.woken, {}
+    if book.admission.draining:
+        return
+    for name in touched:
+        queue = book.queues.get(name)
+        if queue is not None and queue.apart.waiting:
+            yield from _grant_alone(book, queue, now_ms)
+    ties = count()
+    ranked = len(touched) + len(woken) > 1
+    due: list[tuple[int, int, str | Crew]] = [(_rank(book, name) if ranked else 0, next(ties), name) for name in touched]
+    due += [(place, next(ties), crew) for crew in woken if (place := _next_place(book, crew)) is not None]
+    heapify(due)
+    while due:
+        _, _, what = heappop(due)
+        if isinstance(what, str):
+            yield from _match_queue(book, what, now_ms)
+        elif _first(book, what) is not None:
+            yield from _match_queue(book, book.followers.follow(what), now_ms)
+            if (place := _next_place(book, what)) is not None:
+                heappush(due, (place, next(ties), what))
 
 
 def _rank(book: Book, name: str) -> int:
-    followers = book.followers.get(name)
-    return 0 if followers is None else followers.best_place
+    row = book.followers.rows.get(name)
+    return 0 if row is None else row.best_place
 
 
-def _match_queue(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
-    """Ask no more sessions than there are tasks, and those again that took some when all were asked."""
-    able = _able(book, followers)
-    served: list[Consumer] = []
-    while ready := queue.counts[PENDING] - queue.apart.waiting:
-        waiting = list(islice(able, ready))
-        if not waiting:
-            waiting, served = served, []
-        if not waiting:
-            return
-        share = -(-ready // len(waiting))
-        for consumer in waiting:
-            wanted = min(_room(book, consumer), share, GRANT_TASKS_MAX)
-            granted = 0
-            for tasks in queue.pick(consumer.task_types, wanted):
-                record = _grant(book, consumer, queue.name, tasks, now_ms)
-                yield record
-                book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, tasks)))
-                granted += len(tasks)
-            if granted:
-                followers.to_the_end(consumer)
-            if granted and _room(book, consumer) > 0:
-                served.append(consumer)
-            elif consumer.room > 0 >= _room(book, consumer):
-                book.touched[queue.name] = None
+def _next_place(book: Book, crew: Crew) -> int | None:
+    """The place of the best queue with tasks that the crew is hungry for; it is at once among the followers of those without."""
+    while crew.hungry:
+        place, name = crew.hungry[0]
+        queue = book.queues.get(name)
+        if queue is not None and queue.counts[PENDING]:
+            return place
+        book.followers.follow(crew)
+    return None
 
 
-def _able(book: Book, followers: Followers) -> Iterator[Consumer]:
-    """Who may be given more.  One that has all that a worker may have is looked at again in the next turn."""
-    for consumer in followers.able(book.steady_ms):
-        if consumer.session in book.alone:
+def _match_queue(book: Book, name: str, now_ms: int) -> Iterator[Granted]:
+    queue = book.queues.get(name)
+    if queue is not None and queue.counts[PENDING]:
+        if queue.apart.waiting:
+            yield from _grant_alone(book, queue, now_ms)
+        yield from _go_round(book, queue, now_ms)
+        _fill(book, queue)
+
+
+def _go_round(book: Book, queue: Queue, now_ms: int) -> Iterator[Granted]:
+    """Session by session and crew by crew.  In each round a session gets at most its share of what was ready when the round began."""
+    left = share = vain = 0
+    while (ready := queue.counts[PENDING] - queue.apart.waiting) and (row := book.followers.rows.get(queue.name)) and vain < len(row.crews):
+        if left <= 0:
+            left = _sessions(book, queue, row, ready)
+            if not left:
+                return
+            share = -(-ready // left)
+        crew = next(iter(row.crews))
+        waiting = len(crew.turns)
+        consumer = _first(book, crew)
+        left -= waiting - len(crew.turns)
+        if consumer is None:
+            book.followers.leave(crew, row)
             continue
-        if _room(book, consumer) > 0:
-            yield consumer
+        granted = 0
+        for tasks in queue.pick(crew.task_types, min(_room(book, consumer), share, GRANT_TASKS_MAX)):
+            record = _grant(book, consumer, queue.name, tasks, now_ms)
+            yield record
+            book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, tasks)))
+            granted += len(tasks)
+        if granted:
+            left, vain = left - 1, 0
+            crew.had_turn(consumer)
+            row.had_turn(crew)
         else:
-            book.touched[followers.queue] = None
+            vain += 1
+            row.to_the_end(crew)
+
+
+def _sessions(book: Book, queue: Queue, row: Row, most: int) -> int:
+    """How many sessions seem to wait that run what is ready, `most` being enough.  Crews of which nobody waits leave."""
+    found, gone = 0, []
+    for crew in row.crews:
+        if not crew.turns:
+            gone.append(crew)
+        elif queue.ready(crew.task_types):
+            found += len(crew.turns)
+            if found >= most:
+                break
+    for crew in gone:
+        book.followers.leave(crew, row)
+    return min(found, most)
+
+
+def _first(book: Book, crew: Crew) -> Consumer | None:
+    """Whose turn it is.  Who takes nothing now leaves; one that is kept, or has all that a worker may have, is looked at again in the next turn."""
+    turns, steady_ms, shard = crew.turns, book.steady_ms, book.index
+    while turns:
+        consumer = next(iter(turns))
+        if consumer.room > 0 and consumer.deadline_ms > steady_ms and consumer.crews.get(shard) is crew:
+            if consumer.session not in book.alone and _room(book, consumer) > 0:
+                return consumer
+            book.held_back[consumer] = None
+        del turns[consumer]
+    return None
+
+
+def _look_again(book: Book) -> None:
+    """Those that were kept, or had all that a worker may have, in the turn before."""
+    for consumer in [each for each in book.held_back if each.session not in book.alone]:
+        crew = book.followers.crew_of(consumer)
+        if crew is None or consumer.room <= 0:
+            del book.held_back[consumer]
+        elif _room(book, consumer) > 0:
+            del book.held_back[consumer]
+            book.followers.enter(consumer, crew)
 
 
 def _room(book: Book, consumer: Consumer) -> int:
@@ -107,11 +170,14 @@ def _room(book: Book, consumer: Consumer) -> int:
     return min(consumer.room, book.limits.leases_max - book.leases_of(consumer.session))
 
 
-def _grant_alone(book: Book, queue: Queue, followers: Followers, now_ms: int) -> Iterator[Granted]:
-    for consumer, task in match_alone(book, queue, followers):
+def _grant_alone(book: Book, queue: Queue, now_ms: int) -> Iterator[Granted]:
+    """As long as one of these tasks waits, each turn looks at it again."""
+    for consumer, task in match_alone(book, queue):
         record = _grant(book, consumer, queue.name, [task], now_ms)
         yield record
         book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, [task])))
+    if queue.apart.waiting:
+        book.touched[queue.name] = None
 
 
 def _grant(book: Book, consumer: Consumer, queue: str, tasks: list[Task], now_ms: int) -> Granted:
@@ -186,7 +252,11 @@ def blocker(book: Book, task: Task, now_ms: int) -> str:
     connected = [consumer for consumer in book.consumers.values() if consumer.origin]
     if not connected:
         return f"no connected worker has task type {task.options.task_type}: no worker is connected"
-    takers = [consumer for consumer in connected if task.queue in consumer.queues]
+    takes: dict[int, bool] = {}  # by list of names: those with the same subscription share one
+    for consumer in connected:
+        if id(consumer.queues) not in takes:
+            takes[id(consumer.queues)] = task.queue in consumer.queues
+    takers = [consumer for consumer in connected if takes[id(consumer.queues)]]
     if not takers:
         return f"no connected worker takes queue {task.queue}"
     able = [consumer for consumer in takers if task.options.task_type in consumer.task_types]

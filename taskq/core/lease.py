@@ -7,7 +7,7 @@ whatever waited in the sockets of a broker that was stopped is read first.  A ga
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, takewhile
 from struct import pack
 
 from taskq.core.book import Book, Decision
@@ -74,7 +74,8 @@ def _take_back_unconfirmed(book: Book, session: bytes, now_ms: int) -> Iterator[
     """Deliveries that the worker has not confirmed in the time of a lease never reached it."""
     limit_ms = now_ms - book.limits.lease_ms
     confirmed = book.received_of(session)
-    lost = [task for task in book.held[session].values() if task.delivery > confirmed and task.started_ms <= limit_ms]
+    unconfirmed = takewhile(lambda task: task.delivery > confirmed, reversed(book.held[session].values()))  # deliveries rise
+    lost = [task for task in unconfirmed if task.started_ms <= limit_ms][::-1]
     yield from _records(lost, "undelivered", "", now_ms)
 
 

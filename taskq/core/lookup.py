@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from taskq.core import messages as m
 from taskq.core.access import READ, refusal
 from taskq.core.book import Book, Decision
@@ -46,11 +48,23 @@ def shown(book: Book, task: Task, now_ms: int) -> m.TaskInfo:
 def decide_inspect(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
     """The queues of this shard with the number of tasks in each state that is kept by count."""
     rows = []
+    workers = _workers(book)
     for queue in book.queues.values():
         if command.grant is not None and not command.grant.allows(READ, queue.name):
             continue
         row: dict[str, object] = {"queue": queue.name}
         row.update({name: queue.counts[state] for state, name in enumerate(STATES) if name not in ("completed", "cancelled", "expired")})
-        row["workers"] = sum(queue.name in consumer.queues and bool(consumer.origin) for consumer in book.consumers.values())
+        row["workers"] = workers[queue.name]
         rows.append(row)
     return [], m.Inspected(rows)
+
+
+def _workers(book: Book) -> Counter[str]:
+    """How many connected workers take each queue.  Those with the same subscription share one list of names (followers.py), which is read once."""
+    lists = {id(consumer.queues): consumer.queues for consumer in book.consumers.values() if consumer.origin}
+    counts = Counter(id(consumer.queues) for consumer in book.consumers.values() if consumer.origin)
+    workers: Counter[str] = Counter()
+    for which, queues in lists.items():
+        for name in queues:
+            workers[name] += counts[which]
+    return workers

@@ -5,7 +5,7 @@ A request goes to one shard if it can; a request over several slots is cut by sl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -59,7 +59,8 @@ def _by_ids(ring: Ring, message: Any) -> list[Piece]:
     chosen: dict[int, list[int]] = {}
     for at, task_id in enumerate(split(ids, ID_BYTES)):
         chosen.setdefault(slot_of_id(task_id), []).append(at)
-    return [(ring.of_slot(slot), _chosen(message, at), at) for slot, at in chosen.items()]
+    columns = _columns(message)
+    return [(ring.of_slot(slot), _chosen(message, columns, at), at) for slot, at in chosen.items()]
 
 
 def _is_misshapen(message: Any) -> bool:
@@ -71,18 +72,25 @@ def _is_misshapen(message: Any) -> bool:
     )
 
 
-def _chosen(message: Any, at: list[int]) -> Any:
-    """The same message with only these tasks."""
+def _columns(message: Any) -> dict[str, Sequence[Any]]:
+    """The columns of a request that have an entry for each of its tasks, blocks cut into theirs."""
     count = len(message.ids) // ID_BYTES
-    changes: dict[str, Any] = {}
+    columns: dict[str, Sequence[Any]] = {}
     for field in attrs.fields(type(message)):
         value = getattr(message, field.name)
         if field.name in BLOCKS:
-            members = split(value, BLOCKS[field.name])
-            changes[field.name] = b"".join(members[index] for index in at)
+            columns[field.name] = split(value, BLOCKS[field.name])
         elif len(value) == count or field.name == "payloads":
-            entries = column(value, count)
-            changes[field.name] = [entries[index] for index in at]
+            columns[field.name] = column(value, count)
+    return columns
+
+
+def _chosen(message: Any, columns: Mapping[str, Sequence[Any]], at: list[int]) -> Any:
+    """The same message with only these tasks."""
+    changes: dict[str, Any] = {}
+    for name, entries in columns.items():
+        mine = [entries[index] for index in at]
+        changes[name] = b"".join(mine) if name in BLOCKS else mine
     return attrs.evolve(message, **changes)
 
 

@@ -270,7 +270,8 @@ class Session:
             self.evicted.append(consumer.origin)
         if own is not consumer:
             self.house.consumers.pop(own.session, None)
-        consumer.origin, consumer.queues = 0, ()
+        consumer.origin = 0
+        consumer.subscribe((), consumer.task_types, ())
         consumer.deadline_ms = max(consumer.deadline_ms, now_ms + self.house.terms.lease_ms)
         self.consumer = consumer
         self._resuming[seq] = (consumer, resume)
@@ -281,9 +282,18 @@ class Session:
             self.answers.append((seq, m.Beat()))
             return
         self._heard(self.consumer, beat.received, now_ms)
+        if seq and not beat.tokens and self._holds_nothing(self.consumer.session):
+            self.answers.append((seq, m.Beat()))
+            return
         self._beating[seq] = beat
         received = min(beat.received, self.consumer.delivered)
         self._ask(seq, fx.Held(self.consumer.session, received, frozenset(split(beat.tokens, TOKEN_BYTES)), False), False)
+
+    def _holds_nothing(self, session: bytes) -> bool:
+        """There is nothing to give up: what is delivered from now on has a number that the worker has not received.  So an idle worker's heartbeat
+        costs the shards nothing."""
+        held = self.house.held
+        return bool(held) and not any(session in leases for leases in held)
 
     def _known(self, seq: int, known: fx.Known, now_ms: int) -> Any:
         """What all shards know of the tokens that the worker said it holds."""
@@ -348,8 +358,8 @@ class Session:
                 raise BadRequest(f"{field}: {wrong[:40]!r} must be {NAME_RULE}", field=field)
         if self.house.draining and consume.queues:
             raise Draining(retry_after_ms=1_000)
-        consumer.queues = tuple(dict.fromkeys(consume.queues))
-        consumer.task_types = frozenset(consume.task_types)
+        queues = tuple(dict.fromkeys(consume.queues))
+        consumer.subscribe(queues, frozenset(consume.task_types), tuple(sorted(set(map(self.house.ring.of_queue, queues)))))
         consumer.concurrency = consume.concurrency
         self.answers.append((seq, m.Ok()))
         self.ready()
@@ -372,8 +382,7 @@ class Session:
 
     def _ready(self, consumer: Consumer) -> None:
         if consumer.room > 0:
-            shards = dict.fromkeys(self.house.ring.of_queue(name) for name in consumer.queues)
-            self.commands += [(shard, fx.Command(0, 0, fx.Ready(consumer.session))) for shard in shards]
+            self.commands += [(shard, fx.Command(0, 0, fx.Ready(consumer.session))) for shard in consumer.shards]
 
     def on_inspect(self, seq: int, inspect: m.Inspect, now_ms: int, resent: bool) -> None:
         if inspect.what == "queues":

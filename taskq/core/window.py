@@ -27,6 +27,7 @@ def decide_forgotten(book: Book, command: fx.Command, now_ms: int, known: object
     """Dead letters are kept by count."""
     message: fx.Forgotten = command.message
     book.queue(message.queue).counts[FAILED] -= message.tasks
+    book.forget_queues([message.queue])
     return [], None
 
 
@@ -40,5 +41,5 @@ def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) 
             book.tasks.pop(task.id, None)
             if task.key is not None:
                 book.keys.pop((task.queue, task.key), None)
-    book.forget_queues()
+    book.forget_queues({task.queue for task in message.tasks})
     return [], None

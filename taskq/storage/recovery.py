@@ -104,8 +104,9 @@ async def _queue_bytes(store: Store, meta: dict[str, int]) -> Counter[str]:
 
 def _flush_of(shard: Shard, sizes: Counter[str], meta: dict[str, int]) -> WriteBatch:
     """The transaction for what was replayed; the scratch shard knows by how much its queues have changed."""
+    tasks = shard.take_dirty()
     sizes.update(shard.take_sizes())
-    return batch_of(shard.take_dirty(), {**meta, **size_names(sizes)})
+    return batch_of(tasks, {**meta, **size_names(sizes)})
 
 
 async def _adopt_missing(store: Store, shard: Shard, record: Any) -> None:

@@ -96,7 +96,6 @@ LOAD_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2
 _LINE = "queue = ? AND priority = ? AND task_type = ? AND position > ? ORDER BY position, seq LIMIT ?"
 LINE_PENDING = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_line WHERE state = 2 AND +state = ? AND {_LINE}"
 LINE_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2 AND state = ? AND {_LINE}"
-SET_META = "INSERT INTO meta VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value, seal = excluded.seal"
 GET_META = "SELECT name, value, seal FROM meta"
 
 FINISHED_BOUNDS = "SELECT (SELECT min(place) FROM finished), (SELECT max(place) FROM finished)"
@@ -115,6 +114,12 @@ DELETE_FAILED = f"DELETE FROM tasks WHERE seq IN (SELECT seq {_OLD_FAILED})"
 @cache
 def _insert_tasks(rows: int) -> str:
     return f"INSERT INTO tasks ({_LIST}) VALUES {', '.join([_ROW] * rows)} {_UPSERT}"
+
+
+@cache
+def _upsert_meta(rows: int) -> str:
+    values = ", ".join(["(?, ?, ?)"] * rows)
+    return f"INSERT INTO meta VALUES {values} ON CONFLICT (name) DO UPDATE SET value = excluded.value, seal = excluded.seal"
 
 
 @cache
@@ -218,12 +223,12 @@ def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> Non
     for rows in chunks(batch.finish):
         width, values = _bind_finished(rows, pack)
         execute(_insert_finished(width, len(rows)), values)
-    for name, value in batch.meta.items():
-        _set_meta(connection, name, value)
+    for numbers in chunks(list(batch.meta.items())):
+        _set_meta(connection, numbers)
 
 
-def _set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
-    connection.execute(SET_META, (name, value, seal_of_number(name, value)))
+def _set_meta(connection: sqlite3.Connection, numbers: Sequence[tuple[str, int]]) -> None:
+    connection.execute(_upsert_meta(len(numbers)), [value for number in numbers for value in (*number, seal_of_number(*number))])
 
 
 def _get_meta(connection: sqlite3.Connection) -> dict[str, int]:
@@ -242,7 +247,7 @@ def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
     failed = tuple(connection.execute(OLD_FAILED_QUEUES, old_failed).fetchall())
     rows = connection.execute(DELETE_FINISHED, (last,)).rowcount + connection.execute(DELETE_FAILED, old_failed).rowcount
     if rows:
-        _set_meta(connection, PRUNED_ID_MS, max(id_ms_max, _get_meta(connection).get(PRUNED_ID_MS, 0)))
+        _set_meta(connection, [(PRUNED_ID_MS, max(id_ms_max, _get_meta(connection).get(PRUNED_ID_MS, 0)))])
     return Pruned(rows, id_ms_max, failed)
 
 

@@ -68,7 +68,8 @@ class World:
 
     def _house(self) -> House:
         terms = Terms(1, HEARTBEAT_MS, LEASE_MS, GRACE_MS, {}, b"key")
-        return House(self.ring, terms, self.shared.consumers, self._session_rng, lambda: {"version": "test"})
+        held = [shard.held for shard in self.shards]
+        return House(self.ring, terms, self.shared.consumers, self._session_rng, lambda: {"version": "test"}, held)
 
     @property
     def shard(self) -> Shard:

@@ -7,8 +7,9 @@ from small_world import Worker, World, enqueue_of
 
 from taskq.core import messages as m
 from taskq.core.consumer import Consumer
-from taskq.core.followers import CLEAN_MIN
+from taskq.core.followers import CLEAN_MIN, Followers
 from taskq.core.records import Granted
+from taskq.ids import slot_of_id, slot_of_queue
 
 
 def test_a_pending_task_goes_to_the_worker_that_has_credit(world: World) -> None:
@@ -158,8 +159,19 @@ def test_workers_that_come_and_go_leave_nothing_behind_in_a_queue_without_tasks(
     for number in range(100):
         Worker(world, f"w{number}", "email", credit=1).disconnect()
     last = Worker(world, "last", "email", credit=1)
-    followers = world.shard.followers["email"]
-    assert len(followers.waiting) <= CLEAN_MIN and followers.places.total() == len(followers.waiting)
+    [crew] = world.shard.followers.crews.values()
+    assert len(crew.members) <= CLEAN_MIN and len(crew.turns) <= CLEAN_MIN
+    world.enqueue(b"x")
+    assert len(last.jobs) == 1
+
+
+def test_subscriptions_that_come_and_go_leave_nothing_behind(world: World) -> None:
+    for number in range(100):
+        Worker(world, f"w{number}", f"own-{number}", "email", credit=1).disconnect()
+    last = Worker(world, "last", "own", "email", credit=1)
+    followers = world.shard.followers
+    assert len(followers.crews) <= CLEAN_MIN and len(followers.rows) <= 2 * CLEAN_MIN
+    assert all(row.places.total() == len(row.crews) <= CLEAN_MIN for row in followers.rows.values())
     world.enqueue(b"x")
     assert len(last.jobs) == 1
 
@@ -172,6 +184,88 @@ def test_a_turn_asks_no_more_workers_than_it_has_tasks_for(world: World, monkeyp
     monkeypatch.setattr(Consumer, "room", property(lambda self: asked.append(self) or room.fget(self)))
     world.enqueue(b"x", b"y")
     assert len(set(map(id, asked))) <= 3
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Consumer]:
+    """Each look at a session, or at whether it takes a queue, by whom matching."""
+    seen: list[Consumer] = []
+    room = Consumer.room
+    monkeypatch.setattr(Consumer, "room", property(lambda self: seen.append(self) or room.fget(self)))
+    return seen
+
+
+LOOKS_MAX = 12
+
+
+def names(count: int) -> list[str]:
+    return [f"queue-{number}" for number in range(count)]
+
+
+def test_credit_costs_the_same_however_many_queues_a_worker_takes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(world, "w", *names(2_000), credit=1)
+    followed: list[object] = []
+    follow = Followers.follow
+    monkeypatch.setattr(Followers, "follow", lambda self, crew: followed.append(crew) or follow(self, crew))
+    for number in range(20):
+        world.enqueue(b"x", queue=f"queue-{number}")
+        worker.allow(1)
+    assert len(worker.jobs) == 20 and len(followed) <= 40
+
+
+def test_a_task_for_busy_workers_is_no_look_at_all_of_them_and_neither_is_their_next_credit(world: World, looks: list[Consumer]) -> None:
+    workers = [Worker(world, f"w{number}", *names(50), credit=1) for number in range(100)]
+    for number in range(100):
+        world.enqueue(b"x", queue=f"queue-{number % 50}")
+    assert all(len(worker.jobs) == 1 for worker in workers)
+    for number in range(50):
+        looks.clear()
+        world.enqueue(b"y", queue=f"queue-{number}")
+        assert len(looks) <= LOOKS_MAX
+    for worker in workers[:50]:
+        looks.clear()
+        worker.allow(1)
+        assert len(looks) <= LOOKS_MAX
+    assert all(len(worker.jobs) == 2 for worker in workers[:50])
+
+
+def test_workers_with_a_queue_of_their_own_each_are_not_all_looked_at_for_a_task_in_the_one_that_they_share(
+    world: World, looks: list[Consumer]
+) -> None:
+    workers = [Worker(world, f"w{number}", f"own-{number}", "shared", credit=1) for number in range(100)]
+    for _ in range(50):
+        looks.clear()
+        world.enqueue(b"x", queue="shared")
+        assert len(looks) <= LOOKS_MAX
+    assert sum(len(worker.jobs) for worker in workers) == 50
+
+
+def test_crews_of_different_size_share_by_the_number_of_their_sessions(world: World) -> None:
+    many = [Worker(world, f"m{number}", "email", "sms", credit=100) for number in range(3)]
+    one = Worker(world, "one", "email", credit=100)
+    for _ in range(40):
+        world.enqueue(b"x")
+    assert [len(worker.jobs) for worker in (*many, one)] == [10, 10, 10, 10]
+
+
+def test_a_worker_with_room_for_one_takes_it_from_the_queue_that_it_prefers_of_many_with_tasks(world: World) -> None:
+    worker = Worker(world, "w", *names(50))
+    for number in (30, 7, 41):
+        world.enqueue(b"x", b"y", queue=f"queue-{number}")
+    worker.allow(1)
+    worker.allow(2)
+    worker.allow(5)
+    assert [slot_of_id(job.id) for job in worker.jobs] == [slot_of_queue(f"queue-{number}") for number in (7, 7, 30, 30, 41, 41)]
+
+
+def test_a_session_that_subscribes_anew_gets_nothing_by_its_old_subscription(world: World) -> None:
+    worker = Worker(world, "w", "email", credit=5)
+    worker.take("sms")
+    world.enqueue(b"x")
+    [wanted] = world.enqueue(b"y", queue="sms")
+    assert [job.id for job in worker.jobs] == [wanted]
+    worker.take("email")
+    assert len(worker.jobs) == 2
 
 
 def test_workers_that_cannot_run_the_task_are_passed_over_however_many_they_are(world: World) -> None:

@@ -304,3 +304,29 @@ def test_a_task_given_back_after_a_restart_does_not_hide_the_older_ones_in_the_s
     assert first.id in [job.id for job in taker.jobs]
     taker.allow(20)
     assert sorted(job.id for job in taker.jobs) == sorted(task_id for task_id in ids if task_id not in [job.id for job in others[:-1]])
+
+
+# ---- idle workers ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_heartbeat_of_a_worker_without_leases_asks_no_shard_and_one_with_leases_asks_all() -> None:
+    world = World(shards=4)
+    worker = Worker(world, "w1", "email", credit=1)
+    worker.say(m.Heartbeat(0, b""))
+    assert not worker.session.commands
+    world.run()
+    world.enqueue(b"x")
+    worker.say(m.Heartbeat(0, b""))
+    assert len(worker.session.commands) == 4
+    world.run()
+    assert world.task(worker.jobs[0].id).state == RUNNING
+    worker.beat(worker.jobs[0])
+    worker.ack(worker.jobs[0])
+    worker.say(m.Heartbeat(1, b""))
+    assert not worker.session.commands
+
+
+def test_a_token_that_an_idle_worker_still_lists_is_told_as_lost() -> None:
+    world = World(shards=4)
+    worker = Worker(world, "w1", "email")
+    assert worker.ask(m.Heartbeat(0, bytes(7) + b"\x63")).lost == bytes(7) + b"\x63"

@@ -136,3 +136,14 @@ def test_counts_survive_a_restart(world: World) -> None:
     world.restart()
     [row] = world.client.ask(m.Inspect("queues")).rows
     assert (row["pending"], row["running"], row["failed"]) == (1, 1, 1)
+
+
+def test_the_workers_of_a_queue_are_counted_whatever_else_they_take(world: World) -> None:
+    for number in range(3):
+        Worker(world, f"a{number}", "email", "sms", credit=1)
+    Worker(world, "b", "email").take("email", runs=["other"])
+    Worker(world, "gone", "email", credit=1).disconnect()
+    for queue in ("email", "sms", "images"):
+        world.enqueue(b"x", queue=queue, delays_ms=1_000)
+    rows = world.client.ask(m.Inspect("queues")).rows
+    assert {row["queue"]: row["workers"] for row in rows} == {"email": 4, "sms": 3, "images": 0}

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from taskq.core import effects as fx
 from taskq.core import messages as m
+from taskq.core import ring
 from taskq.core.book import Book, Sequence64, Shared
 from taskq.core.queue import Budget
 from taskq.core.ring import Gather, Ring
-from taskq.ids import SLOTS, make_id, slot_of_queue
+from taskq.ids import SLOTS, make_id, slot_of_queue, split
 
 
 def ids_in(*slots: int) -> list[bytes]:
@@ -67,6 +68,16 @@ def test_a_cut_report_keeps_each_task_with_its_columns() -> None:
     [first, second] = Ring(4).split(fail)
     assert first == (0, m.Fail(ids[0] + ids[2], token(1) + token(3), [0, 2], [0], ["A", "C"], ["e"]), [0, 2])
     assert second == (3, m.Fail(ids[1], token(2), [1], [0], ["B"], ["e"]), [1])
+
+
+def test_a_report_over_very_many_slots_is_taken_apart_once_and_not_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ids_in(*range(900))
+    ack = m.Ack([b"ok"] * 900, b"".join(ids), b"".join(map(token, range(900))))
+    cut: list[int] = []
+    monkeypatch.setattr(ring, "split", lambda block, size: cut.append(size) or split(block, size))
+    pieces = Ring(4).split(ack)
+    assert len(pieces) == 900 and len(cut) <= 3
+    assert pieces[7] == (0, m.Ack([b"ok"], ids[7], token(7)), [7])
 
 
 def test_slots_of_one_shard_are_still_cut_since_a_record_has_one_slot() -> None:

@@ -107,7 +107,7 @@ def test_what_the_token_does_not_allow_is_refused_and_the_session_goes_on(guarde
     session.receive(2, False, proof, NOW_MS)
     session.answers.clear()
     session.receive(3, False, m.Consume(["email"], ["t"], 1), NOW_MS)
-    session.receive(4, False, m.Heartbeat(), NOW_MS)
+    session.receive(4, False, m.Heartbeat(0, bytes(8)), NOW_MS)
     session.receive(5, False, m.Enqueue([b""], "email", bytes(16), ["t"]), NOW_MS)
     ((seq, error),) = session.answers
     assert (seq, error.code) == (3, "FORBIDDEN")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from small_world import Worker, World, at_once
 
 from taskq.core import effects as fx
 from taskq.core import messages as m
+from taskq.core.book import QUEUES_MANY
+from taskq.core.queue import Queue
 from taskq.core.task import PENDING, RUNNING
 from taskq.storage.rows import batch_of, task_of
 
@@ -169,3 +172,28 @@ def test_a_task_that_a_newer_flush_has_taken_stays_until_that_one_is_committed(n
     narrow.end_flush()
     narrow.run()
     assert not narrow.in_memory(ids[2])
+
+
+def test_a_flush_looks_at_the_queues_of_its_tasks_and_at_no_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(QUEUES_MANY + 50):
+        world.enqueue(b"x", queue=f"queue-{number}")
+    world.flushed()
+    looked_at: list[str] = []
+    length = Queue.length
+    monkeypatch.setattr(Queue, "length", property(lambda self: looked_at.append(self.name) or length.fget(self)))
+    for number in range(3):
+        world.enqueue(b"y", queue=f"queue-{number}")
+    looked_at.clear()
+    world.flush()
+    world.run()
+    assert sorted(set(looked_at)) == ["queue-0", "queue-1", "queue-2"]
+
+
+def test_queues_that_are_empty_are_left_out_as_soon_as_there_are_many(world: World) -> None:
+    [last] = [world.enqueue(b"x", queue=f"queue-{number}")[0] for number in range(QUEUES_MANY)][-1:]
+    world.client.ask(m.Cancel(last))
+    world.flushed()
+    assert len(world.shard.queues) == QUEUES_MANY
+    world.enqueue(b"x", queue="one-more")
+    world.flushed()
+    assert f"queue-{QUEUES_MANY - 1}" not in world.shard.queues and len(world.shard.queues) == QUEUES_MANY == world.shared.queues

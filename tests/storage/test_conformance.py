@@ -97,6 +97,18 @@ async def test_what_was_committed_is_there_after_a_restart(store: Store, make: M
     await store.open()
 
 
+async def test_very_many_named_integers_are_kept_and_replaced_at_once(store: Store, make: Maker) -> None:
+    numbers = {f"queue_bytes q{number}": number for number in range(1_234)}
+    await store.commit(WriteBatch(meta=numbers))
+    numbers |= {f"queue_bytes q{number}": 7 for number in range(600)}
+    await store.commit(WriteBatch(meta=dict(numbers)))
+    await store.close()
+    again = make()
+    assert await again.open() == numbers
+    await again.close()
+    await store.open()
+
+
 async def test_put_replaces_by_seq_and_delete_forgets(store: Store) -> None:
     await store.commit(WriteBatch(put=[row(seq) for seq in range(1, 6)]))
     changed = row(2, state=RETRYING, due_ms=99, payload=b"new", key="k")
