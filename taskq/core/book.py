@@ -8,6 +8,8 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from itertools import groupby
+from operator import attrgetter
 from struct import unpack
 from typing import Any, TypeAlias
 
@@ -23,6 +25,7 @@ from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKE
 from taskq.errors import Answer, BadRequest
 from taskq.ids import SLOTS, slot_of_queue
 
+SESSION = attrgetter("session")
 # so many queues of a shard are kept even if they are empty
 QUEUES_MANY = 100
 
@@ -143,6 +146,12 @@ class Book:
             task.dirty = DIRTY
             self.dirty.append(task)
 
+    def touch_all(self, tasks: Iterable[Task]) -> None:
+        """The same for several, most of which are behind already."""
+        for task in tasks:
+            if task.dirty != DIRTY:
+                self.touch(task)
+
     def take_dirty(self) -> list[Task]:
         """The tasks whose rows are behind, for a flush: it makes their rows as they are now, in its own time (`Shared.before_change`)."""
         self.flushes += 1
@@ -183,10 +192,15 @@ class Book:
         """The tasks that a session has, of all shards."""
         return sum([len(held[session]) for held in self.shared.held.values() if session in held])
 
-    def let_go(self, task: Task) -> None:
-        """The lease of a task ends."""
-        self.held_drop(task)
-        task.drop_lease()
+    def let_go(self, tasks: Iterable[Task]) -> None:
+        """The leases of these tasks end."""
+        for session, group in groupby(tasks, SESSION):
+            held = self.held.get(session, {})
+            for task in group:
+                held.pop(task.token, None)
+                task.drop_lease()
+            if not held:
+                self.held.pop(session, None)
 
     def held_drop(self, task: Task) -> None:
         held = self.held.get(task.session)

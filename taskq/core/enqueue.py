@@ -13,8 +13,9 @@ from typing import Any
 from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
+from taskq.core.queue import Queue
 from taskq.core.records import Admitted, column
-from taskq.core.task import PENDING, SCHEDULED, InvariantError, Options, Task, parked
+from taskq.core.task import DIRTY, PENDING, SCHEDULED, InvariantError, Options, Task, parked
 from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge
 from taskq.ids import ID_BYTES, NIL, is_valid, make_id, ms_of_id, slot_of_id, slot_of_queue, split
 
@@ -248,7 +249,7 @@ def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms:
         queue=message.queue,
         now_ms=now_ms,
         first_seq=book.sequence.take(len(chosen)),
-        ids=b"".join(ids[at] for at in chosen),
+        ids=b"".join(ids if len(chosen) == count else [ids[at] for at in chosen]),
         task_types=kept(message.task_types),
         encodings=kept(message.encodings),
         priorities=kept(message.priorities),
@@ -261,30 +262,44 @@ def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms:
 
 
 def evolve_admitted(book: Book, record: Admitted) -> None:
-    ids = split(record.ids, ID_BYTES)
-    count = len(ids)
+    count = len(record.payloads)
     queue = book.queue(record.queue)
-    tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
     payload_bytes = sum(map(len, record.payloads))
     queue.bytes += payload_bytes
+    book.admission.spend(count, payload_bytes)
     if queue.pace is not None:
         queue.pace.let_in(count)
-    book.admission.spend(count, payload_bytes)
-    dues, keys, options = column(record.dues_ms, count), column(record.keys, count), column(_options(record), count)
-    for at, (task_id, payload) in enumerate(zip(ids, record.payloads, strict=True)):
-        seq = record.first_seq + at
-        due_ms = dues[at]
-        task = Task(task_id, seq, queue.name, options[at], parked(payload), SCHEDULED if due_ms else PENDING, now_ms, keys[at], seq, due_ms)
-        tasks[task_id] = task
-        queue.counts[task.state] += 1
-        if due_ms:
-            book.set_timer(due_ms, task)
-        else:
-            queue.line_of(task).add(task)
-        if task.key is not None:
-            book.keys[queue.name, task.key] = task
-        touch(task)
+    tasks = _tasks(record, queue, count)
+    book.tasks.update(zip([task.id for task in tasks], tasks, strict=True))
+    book.dirty += tasks
+    if record.dues_ms == [0]:
+        queue.extend(tasks)
+    else:
+        for task in tasks:
+            _line_up(book, queue, task)
+    if record.keys != [None]:
+        book.keys.update({(queue.name, task.key): task for task in tasks if task.key is not None})
     book.touched[queue.name] = None
+
+
+def _tasks(record: Admitted, queue: Queue, count: int) -> list[Task]:
+    """The new tasks; the store has none of them yet."""
+    name, now_ms, first_seq = queue.name, record.now_ms, record.first_seq
+    ids, seqs = split(record.ids, ID_BYTES), range(first_seq, first_seq + count)
+    options, keys, dues_ms = [queue.shared(option) for option in _options(record)], column(record.keys, count), column(record.dues_ms, count)
+    rows = zip(ids, seqs, column(options, count), map(parked, record.payloads), keys, dues_ms, strict=True)
+    return [
+        Task(task_id, seq, name, option, payload, SCHEDULED if due_ms else PENDING, now_ms, key, seq, due_ms, dirty=DIRTY)
+        for task_id, seq, option, payload, key, due_ms in rows
+    ]
+
+
+def _line_up(book: Book, queue: Queue, task: Task) -> None:
+    if task.state == SCHEDULED:
+        queue.counts[SCHEDULED] += 1
+        book.set_timer(task.due_ms, task)
+    else:
+        queue.extend([task])
 
 
 def _options(record: Admitted) -> list[Options]:

@@ -20,7 +20,7 @@ from taskq.core.effects import Command, LineLoad, Reply
 from taskq.core.followers import Crew, Row
 from taskq.core.queue import LOAD_TASKS, Queue
 from taskq.core.records import Granted
-from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, RUNNING, SCHEDULED, TIMED, Task
+from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, SCHEDULED, TIMED, Task
 from taskq.ids import ID_BYTES, slot_of_queue, split
 
 GRANT_TASKS_MAX = 1_000
@@ -217,14 +217,10 @@ def evolve_granted(book: Book, record: Granted) -> None:
     count = len(record.ids) // ID_BYTES
     held = book.held.setdefault(record.session, {})
     delivery, now_ms, session, worker = record.first, record.now_ms, record.session, record.worker
-    tasks, touch = book.tasks, book.touch
-    queue: Queue | None = None
-    for task_id, token in zip(split(record.ids, ID_BYTES), book.unpack_tokens(record.tokens, count), strict=True):
-        task = tasks[task_id]
-        if queue is None:
-            queue = book.queue(task.queue)
-        touch(task)
-        queue.move(task, RUNNING)
+    tasks = [book.tasks[task_id] for task_id in split(record.ids, ID_BYTES)]
+    book.touch_all(tasks)
+    book.queue(tasks[0].queue).start(tasks)
+    for task, token in zip(tasks, book.unpack_tokens(record.tokens, count), strict=True):
         task.token = token
         task.session = session
         task.worker = worker

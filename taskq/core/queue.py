@@ -13,18 +13,20 @@ from __future__ import annotations
 from bisect import bisect
 from collections import deque
 from collections.abc import Collection, Iterator
+from itertools import groupby
 from operator import attrgetter
 
 import attrs
 
 from taskq.core.pace import WAITING_MIN, Pace
-from taskq.core.task import COMPLETED, CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task
+from taskq.core.task import COMPLETED, CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task, move_all
 
 TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
 LOAD_TASKS = 2_000
 BATCH_BYTES = 1 << 20
 POSITION = attrgetter("position")
+CRASHES, OPTIONS = attrgetter("crashes"), attrgetter("options")
 
 
 @attrs.define
@@ -59,6 +61,20 @@ class Line:
         if self.waiting - self.hot == 1 and (self.hot < LINE_HOT_MIN or self.budget.bytes_used < self.budget.bytes_max):
             self._append(task)
 
+    def extend(self, tasks: list[Task]) -> None:
+        """The same for several, in their order."""
+        size = TASK_BYTES * len(tasks) + sum([len(task.payload) for task in tasks])
+        if self.waiting != self.hot or self.budget.bytes_used + size > self.budget.bytes_max:
+            for task in tasks:
+                self.add(task)
+            return
+        for task in tasks:
+            task.hot = True
+        self.waiting += len(tasks)
+        self.hot += len(tasks)
+        self.budget.bytes_used += size
+        self.tasks.extend(tasks)
+
     def give_back(self, task: Task) -> None:
         """A task that had left the head is pending again, at its old position; it stays hot."""
         self.waiting += 1
@@ -84,6 +100,19 @@ class Line:
             task.hot = False
             self.hot -= 1
             self.budget.bytes_used -= TASK_BYTES + len(task.payload)
+        self._drop_dead()
+
+    def remove_all(self, tasks: list[Task]) -> None:
+        """The same for several."""
+        hot = [task for task in tasks if task.hot]
+        for task in hot:
+            task.hot = False
+        self.waiting -= len(tasks)
+        self.hot -= len(hot)
+        self.budget.bytes_used -= TASK_BYTES * len(hot) + sum([len(task.payload) for task in hot])
+        self._drop_dead()
+
+    def _drop_dead(self) -> None:
         tasks = self.tasks
         while tasks and not tasks[0].hot:
             tasks.popleft()
@@ -132,6 +161,13 @@ class Queue:
             line = self.lines[priority, task_type] = Line(self.name, priority, task_type, self.budget)
         return line
 
+    def shared(self, options: Options) -> Options:
+        """The same options as one object with those of the task before, if they are equal: then they are compared at no cost."""
+        if self._options != options:
+            self._options, self._line = options, self.line(options.priority, options.task_type)
+        assert self._options is not None
+        return self._options
+
     def line_of(self, task: Task) -> Line:
         """The task's line; nearly always that of the task before, which came in the same frame and shares its options."""
         options = task.options
@@ -156,6 +192,31 @@ class Queue:
         elif state == PENDING:
             line = self.line_of(task)
             line.give_back(task) if before == RUNNING else line.add(task)
+
+    def extend(self, tasks: list[Task]) -> None:
+        """New tasks are pending."""
+        self.counts[PENDING] += len(tasks)
+        for options, group in groupby(tasks, OPTIONS):
+            self.line(options.priority, options.task_type).extend(list(group))
+
+    def start(self, tasks: list[Task]) -> None:
+        """`move` to running, for pending tasks."""
+        if max(map(CRASHES, tasks)) >= CRASHES_ALONE:
+            for task in tasks:
+                self.move(task, RUNNING)
+            return
+        for options, group in groupby(tasks, OPTIONS):
+            self.line(options.priority, options.task_type).remove_all(list(group))
+        move_all(tasks, PENDING, RUNNING)
+        self.counts[PENDING] -= len(tasks)
+        self.counts[RUNNING] += len(tasks)
+
+    def complete(self, tasks: list[Task]) -> None:
+        """`move` to completed, for running tasks."""
+        move_all(tasks, RUNNING, COMPLETED)
+        self.counts[RUNNING] -= len(tasks)
+        self.counts[COMPLETED] += len(tasks)
+        self.bytes -= sum([len(task.payload) for task in tasks])
 
     @property
     def length(self) -> int:

@@ -7,6 +7,8 @@ The worker says what happened, the policy of the task decides what comes next.  
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from taskq.core import messages as m
@@ -28,6 +30,7 @@ BROUGHT: dict[type, frozenset[int]] = {
     m.Fail: frozenset({FAILED, CANCELLED}),
     m.Release: frozenset({CANCELLED}),
 }
+QUEUE = attrgetter("queue")
 NO_LEASES: dict[int, Task] = {}
 # what a run that ended without a result is counted as
 COUNTERS = {"failed": "attempts", "crashed": "crashes", "interrupted": "interruptions"}
@@ -170,17 +173,19 @@ def _check_tokens(book: Book, command: Command, known: Known | None) -> tuple[li
 
 def evolve_completed(book: Book, record: Completed) -> None:
     ids = split(record.ids, ID_BYTES)
-    tasks, touch, now_ms = book.tasks, book.touch, record.now_ms
-    for task_id, result, encoding in zip(ids, record.payloads, column(record.encodings, len(ids)), strict=True):
-        task = tasks[task_id]
-        touch(task)
-        book.queue(task.queue).move(task, COMPLETED)
-        book.let_go(task)
+    tasks = [book.tasks[task_id] for task_id in ids]
+    book.touch_all(tasks)
+    for name, group in groupby(tasks, QUEUE):
+        book.queue(name).complete(list(group))
+    book.let_go(tasks)
+    now_ms = record.now_ms
+    for task, result, encoding in zip(tasks, record.payloads, column(record.encodings, len(ids)), strict=True):
         task.attempts += 1
         task.finished_ms = now_ms
         task.result = parked(result)
         task.result_encoding = encoding
-        if task_id in book.waiters:
+    if not book.waiters.keys().isdisjoint(ids):
+        for task in tasks:
             answer_waiters(book, task, now_ms)
 
 

@@ -5,6 +5,7 @@ Everything that can happen to a task's state is in `NEXT`; a transition that is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -116,6 +117,16 @@ class Task:
         self.token = 0
         self.session = b""
         self.delivery = 0
+
+
+def move_all(tasks: Iterable[Task], before: int, state: int) -> None:
+    """Change the state of tasks that are all in the same one, by the table."""
+    for task in tasks:
+        if task.state != before:
+            raise InvariantError(f"task {task.id.hex()}: is {STATES[task.state]}, not {STATES[before]}")
+        task.state = state
+    if state not in NEXT[before]:
+        raise InvariantError(f"{STATES[before]} → {STATES[state]} is not a transition")
 
 
 def parked(payload: Payload) -> Payload:
