@@ -9,6 +9,7 @@ It knows the shape of records (records.py) and that a completed task never chang
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import attrs
@@ -42,10 +43,10 @@ class Stretch:
 
     def passing(self) -> frozenset[bytes]:
         """The tasks that come and complete within this stretch."""
-        return self._named(r.Admitted) & self._named(r.Completed)
+        return frozenset(self._named(r.Completed)).intersection(self._named(r.Admitted))
 
-    def _named(self, kind: type) -> frozenset[bytes]:
-        return frozenset().union(*(ids for opened, ids in self._records if opened.cls is kind))
+    def _named(self, kind: type) -> Iterator[bytes]:
+        return chain.from_iterable(ids for opened, ids in self._records if opened.cls is kind)
 
     def without(self, left_out: frozenset[bytes]) -> Iterator[Any]:
         """The records in their order, but for these tasks."""
