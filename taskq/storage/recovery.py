@@ -102,10 +102,10 @@ async def _recover(store: Store, journal: Journal, finished_rows_max: int | None
     meta = await store.open()
     applied_lsn = meta.get("applied_lsn", 0)
     completed = Completed()
-    batches = journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0), None if finished_rows_max is None else completed.count)
+    look = None if finished_rows_max is None else completed.count
     replay = Replay(store, meta, await _queue_bytes(store, meta))
     try:
-        for batch in batches:
+        for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0), look):  # held by no name, so that an error closes its file at once
             if not replay.replayed and finished_rows_max is not None:
                 replay.surplus = completed.tasks - finished_rows_max
             await replay.take(batch)
@@ -165,8 +165,9 @@ class Replay:
         await self._committed()
 
     async def settle(self) -> None:
-        """The store is left alone only when it has done what it was given."""
+        """Nobody waits any more for a commit that was begun; the store brings it to its end before anything else."""
         if self._commit is not None:
+            self._commit.cancel()
             await asyncio.gather(self._commit, return_exceptions=True)
 
     async def _flush(self, meta: dict[str, int]) -> None:
@@ -192,9 +193,9 @@ class Replay:
         return left_out
 
     async def _committed(self) -> None:
-        commit, self._commit = self._commit, None
-        if commit is not None:
-            await commit
+        if self._commit is not None:
+            await self._commit
+            self._commit = None
 
     async def _adopt_missing(self, record: Any) -> None:
         if type(record) is r.Admitted:
