@@ -6,7 +6,6 @@ live shard, on a scratch shard that owns all slots; a record that names a task w
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,8 +30,6 @@ from taskq.storage.stretch import Stretch
 FLUSH_TASKS = 120_000
 FLUSH_BYTES = 32 << 20
 LEFT_OUT_TIMES = 3
-# of the loop, until a commit that was begun is with the store's thread
-TURNS = 4
 PAGE_ROWS = 2_000
 EPOCH_SHIFT = 40
 # the named integer that says how far the last start has brought the store
@@ -104,14 +101,11 @@ async def _recover(store: Store, journal: Journal, finished_rows_max: int | None
     completed = Completed()
     look = None if finished_rows_max is None else completed.count
     replay = Replay(store, meta, await _queue_bytes(store, meta))
-    try:
-        for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0), look):  # held by no name, so that an error closes its file at once
-            if not replay.replayed and finished_rows_max is not None:
-                replay.surplus = completed.tasks - finished_rows_max
-            await replay.take(batch)
-        await replay.end()
-    finally:
-        await replay.settle()
+    for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0), look):  # held by no name, so that an error closes its file at once
+        if not replay.replayed and finished_rows_max is not None:
+            replay.surplus = completed.tasks - finished_rows_max
+        await replay.take(batch)
+    await replay.end()
     if not await store.checkpoint():
         raise StartError("the store is being read by another program, a backup perhaps, and cannot be checked in; start again when that has ended")
     journal.start(replay.epoch, replay.lsn + 1)
@@ -133,7 +127,7 @@ class Completed:
 
 
 class Replay:
-    """The journal on its way into the store, stretch by stretch; the commit of one goes on beside the replay of the next.
+    """The journal on its way into the store, stretch by stretch.
 
     `surplus`: so many of the tasks that it completes are followed by as many younger ones as are kept."""
 
@@ -145,7 +139,6 @@ class Replay:
         self._store = store
         self._shard = scratch()
         self._stretch = Stretch()
-        self._commit: asyncio.Future[None] | None = None
 
     async def take(self, batch: JournalBatch) -> None:
         self.epoch = max(self.epoch, batch.epoch)
@@ -162,13 +155,6 @@ class Replay:
         """The rest, and the new epoch."""
         self.epoch += 1
         await self._flush({"epoch": self.epoch})
-        await self._committed()
-
-    async def settle(self) -> None:
-        """Nobody waits any more for a commit that was begun; the store brings it to its end before anything else."""
-        if self._commit is not None:
-            self._commit.cancel()
-            await asyncio.gather(self._commit, return_exceptions=True)
 
     async def _flush(self, meta: dict[str, int]) -> None:
         stretch, self._stretch = self._stretch, Stretch()
@@ -180,10 +166,7 @@ class Replay:
             meta[PRUNED_ID_MS] = self.pruned_id_ms
         batch = _flush_of(self._shard, self.sizes, meta)
         self._shard = _successor(self._shard)
-        await self._committed()
-        self._commit = asyncio.ensure_future(self._store.commit(batch))
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await self._store.commit(batch)
 
     def _left_out(self, stretch: Stretch) -> frozenset[bytes]:
         self.surplus -= stretch.completed
@@ -192,18 +175,12 @@ class Replay:
             self.pruned_id_ms = max(self.pruned_id_ms, ms_of_id(max(left_out)))
         return left_out
 
-    async def _committed(self) -> None:
-        if self._commit is not None:
-            await self._commit
-            self._commit = None
-
     async def _adopt_missing(self, record: Any) -> None:
         if type(record) is r.Admitted:
             return
         tasks = self._shard.tasks
         missing = [task_id for task_id in split(record.ids, ID_BYTES) if task_id not in tasks]
         if missing:
-            await self._committed()
             for row in await self._store.find(missing, []):
                 self._shard.adopt(task_of(row))
 
