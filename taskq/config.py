@@ -257,8 +257,8 @@ class BrokerConfig:
     drain: float = setting(25.0, duration(0, 86_400), "How long running tasks may go on after SIGTERM.")
     lease: float = setting(15.0, duration(0.5, 3_600), "How long after a worker's last sign of life its tasks are given to others.")
     heartbeat: float = setting(5.0, duration(0.1, 1_200), "How often workers give a sign of life; at most a third of the lease.")
-    payload_bytes_max: int = setting(MIB, size(KIB, 32 * MIB), "Largest payload or result of a task.")
-    frame_bytes_max: int = setting(4 * MIB, size(128 * KIB, 64 * MIB), "Largest request on a TCP connection.")
+    payload_bytes_max: int = setting(MIB, size(KIB, 64 * MIB), "Largest payload or result of a task.")
+    frame_bytes_max: int = setting(4 * MIB, size(128 * KIB, 65 * MIB), "Largest request on a TCP connection.")
     hot_bytes_max: int = setting(128 * MIB, size(MIB), "Memory for waiting tasks; more of them wait in the store.")
     connections_max: int = setting(10_000, integer(1, 1_000_000), "Most connections at a time, on TCP and on HTTP each.")
     address_connections_max: int = setting(

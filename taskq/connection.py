@@ -33,7 +33,7 @@ from taskq.version import VERSION
 
 DEFAULT_URL = "localhost:7000"
 DEFAULT_PORT = 7000
-FRAME_BYTES_MAX = 64 << 20
+FRAME_BYTES_MAX = 65 << 20
 WRITE_BUFFER_BYTES = (64 << 10, 256 << 10)
 CONNECT_S = 5.0
 BYE_S = 2.0

@@ -108,7 +108,7 @@ class Node:
         store = SqliteStore(self._folder / "store.sqlite")
         files = FileJournal(self._folder / "journal", config.journal_segment_bytes)
         self._parts.push_async_callback(store.close)
-        recovered = await recover(store, files)
+        recovered = await recover(store, files, config.finished_rows_max)
         self._report(recovered, files)
         shared = self._shared(recovered)
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]

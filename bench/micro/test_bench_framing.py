@@ -35,3 +35,27 @@ def test_bench_feed(benchmark: Any, tasks_a_frame: int, chunk_bytes: int) -> Non
     assert benchmark(feed_all, chunks) == TASKS // tasks_a_frame
     if benchmark.stats is not None:
         benchmark.extra_info["us_per_task"] = round(benchmark.stats.stats.min * 1e6 / TASKS, 3)
+
+
+@pytest.mark.parametrize("mib", [1, 16])
+def test_bench_feed_a_large_payload(benchmark: Any, mib: int) -> None:
+    """A frame of one payload in chunks of 256 KiB, then the rest into the decoder's own buffer, as a connection receives it."""
+    data = b"".join(encode(m.Enqueue([bytes(mib << 20)], "email", bytes(ID_BYTES), ["send_email"]), 1))
+    view = memoryview(data)
+
+    def receive() -> int:
+        decoder, at, frames = FrameDecoder(65 << 20), 0, 0
+        while at < len(data):
+            room = decoder.room
+            if room is None:
+                chunk = data[at : at + 4 * CHUNK_BYTES]
+                at, frames = at + len(chunk), frames + len(decoder.feed(chunk))
+            else:
+                size = min(len(room), 4 * CHUNK_BYTES)
+                room[:size] = view[at : at + size]
+                at, frames = at + size, frames + len(decoder.fill(size))
+        return frames
+
+    assert benchmark(receive) == 1
+    if benchmark.stats is not None:
+        benchmark.extra_info["us_per_MiB"] = round(benchmark.stats.stats.min * 1e6 / mib, 1)

@@ -25,6 +25,7 @@ from taskq.core.messages import Goaway
 from taskq.core.session import House, Session
 from taskq.errors import TaskqError, TooManyConnections
 
+INBOX_BYTES = 256 << 10
 BACKLOG = 4_096
 SWEEP_S = 0.5
 PARTS = 5
@@ -55,6 +56,7 @@ class Listener:
         self.doors = doors
         self.addresses: list[tuple[str, int]] = []
         self.now_ms = clock.steady_ms
+        self.inbox = memoryview(bytearray(INBOX_BYTES))
         self._house = house
         self._tell = tell
         self._new_origin = new_origin

@@ -55,7 +55,7 @@ log = logging.getLogger("taskq.session")
 Tell = Callable[[list[tuple[int, Command]]], None]
 
 
-class SessionActor(asyncio.Protocol):
+class SessionActor(asyncio.BufferedProtocol):
     """See the module.  `tell` carries commands to the shards."""
 
     def __init__(self, session: Session, listener: Listener, tell: Tell) -> None:
@@ -103,16 +103,29 @@ class SessionActor(asyncio.Protocol):
         self.session.lost(self._listener.now_ms())
         self._listener.leave(self)
 
+    def get_buffer(self, size_hint: int) -> memoryview:
+        """The rest of a large frame is received where it stays; all else into one buffer that the connections share, since it is read at once."""
+        room = self._decoder.room
+        return self._listener.inbox if room is None else room
+
+    def buffer_updated(self, size: int) -> None:
+        if self._decoder.room is None:
+            self.data_received(bytes(self._listener.inbox[:size]))
+        else:
+            self._received(self._decoder.fill(size), size)
+
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
-        begins = not self._decoder.buffered_bytes
-        frames = self._decoder.feed(data)
+        if not self._decoder.buffered_bytes:
+            self._part_since_s = self._listener.time()
+        self._received(self._decoder.feed(data), len(data))
+
+    def _received(self, frames: list[Frame], size: int) -> None:
         self._heard_s = self._listener.time()
-        if frames or begins:
-            self._part_since_s = self._heard_s
         if frames:
-            self._chunk_bytes = len(data)
+            self._part_since_s = self._heard_s
+            self._chunk_bytes = size
             self._frames += frames
         self._handle()
 

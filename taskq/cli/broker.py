@@ -64,6 +64,7 @@ def config_file(flag: str | None) -> Path | None:
 def run(config: BrokerConfig, file: Path | None = None) -> int:
     """Run a broker in this process until it is told to stop; the exit code.  Raises StartError."""
     import asyncio
+    import gc
 
     from taskq.actors.doors import FILES_SPARE
 
@@ -71,6 +72,7 @@ def run(config: BrokerConfig, file: Path | None = None) -> int:
     factory = loop_factory(os.environ.get("TASKQ_LOOP") or "auto")
     raise_file_limit(2 * config.connections_max + FILES_SPARE)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(serve(config))
 
@@ -211,4 +213,3 @@ def rest_from_collections() -> None:
 
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)

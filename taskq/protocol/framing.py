@@ -1,7 +1,8 @@
 """Bytes to frames, however the stream is cut.
 
 A frame that lies within one received chunk is decoded from views of that chunk; one that spans chunks is joined once, when its last byte is
-there.  The length is checked before anything is kept for it.
+there.  A large one gets a buffer of its size as soon as a part of it is there, and the rest is received straight into it.  The length is checked
+before anything is kept for it.
 
 PURE.  What it must not know: sockets, sessions, what a message means.
 """
@@ -14,6 +15,8 @@ from taskq.protocol.frames import PREFIX_BYTES, RESENT, VERSION, Frame
 
 FLAGS_KNOWN = RESENT
 PIECE_BYTES = 4_096
+# a frame of this size gets a buffer of its own when so large a part of it has come: who only promises a frame costs nothing
+LARGE_BYTES, LARGE_PART = 256 << 10, 8
 
 
 class FrameDecoder:
@@ -28,6 +31,7 @@ class FrameDecoder:
         self.error: TaskqError | None = None
         self.error_seq = 0
         self._pieces: list[bytes | bytearray | memoryview] = []
+        self._room: memoryview | None = None
         self._have = 0
         self._need = 0
 
@@ -42,21 +46,41 @@ class FrameDecoder:
                 self._keep(chunk, self._parse(chunk, at, frames))
         except TaskqError as error:
             self.error = error.bare()
-            self._pieces = []
+            self.close()
+        return frames
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the rest of a large frame can be received straight into; None while there is no such frame."""
+        return self._room
+
+    def fill(self, size: int) -> list[Frame]:
+        """So many bytes were received into `room`: the frame, if it is complete with them."""
+        assert self._room is not None
+        frames: list[Frame] = []
+        self._have += size
+        self._room = self._room[size:]
+        try:
+            if self._have == self._need:
+                self._complete(frames)
+        except TaskqError as error:
+            self.error = error.bare()
+            self.close()
         return frames
 
     def close(self) -> None:
         """Part with what was collected."""
         self._pieces = []
+        self._room = None
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes of a frame that is not complete yet."""
         return self._have if self._pieces else 0
 
-    def _parse(self, chunk: bytes, at: int, frames: list[Frame]) -> int:
+    def _parse(self, chunk: bytes | bytearray, at: int, frames: list[Frame]) -> int:
         """Decode the frames that lie within the chunk; where the rest begins."""
-        view = memoryview(chunk)
+        view = memoryview(chunk).toreadonly()
         end = len(chunk)
         while end - at >= PREFIX_BYTES:
             length, version, flags, kind, seq, head_bytes = PREFIX.unpack_from(chunk, at)
@@ -66,7 +90,7 @@ class FrameDecoder:
                 break
             payload_at = at + PREFIX_BYTES + head_bytes
             self.error_seq = seq
-            message = decode(kind, chunk[at + PREFIX_BYTES : payload_at], view[payload_at:stop])
+            message = decode(kind, bytes(chunk[at + PREFIX_BYTES : payload_at]), view[payload_at:stop])
             self.error_seq = 0
             frames.append(Frame(flags & FLAGS_KNOWN, seq, message))
             at = stop
@@ -89,7 +113,7 @@ class FrameDecoder:
 
     # ---- a frame across chunks
 
-    def _keep(self, chunk: bytes, at: int) -> None:
+    def _keep(self, chunk: bytes | bytearray, at: int) -> None:
         """Begin to collect a frame with the rest of the chunk."""
         rest = len(chunk) - at
         if not rest:
@@ -102,9 +126,14 @@ class FrameDecoder:
             self._need = LENGTH_BYTES + 1
         self._collect(chunk, at, rest)
 
-    def _collect(self, chunk: bytes, at: int, size: int) -> None:
+    def _collect(self, chunk: bytes | bytearray, at: int, size: int) -> None:
         """Many small pieces go into one buffer, so that a peer that sends byte by byte costs no object a byte; a large one stays a view, if it is
         most of its chunk, which a view keeps whole."""
+        if self._room is not None:
+            self._room[:size] = memoryview(chunk)[at : at + size]
+            self._room = self._room[size:]
+            self._have += size
+            return
         last = self._pieces[-1] if self._pieces else None
         if size >= PIECE_BYTES and size * 2 >= len(chunk):
             self._pieces.append(memoryview(chunk)[at : at + size])
@@ -113,6 +142,19 @@ class FrameDecoder:
         else:
             self._pieces.append(bytearray(chunk[at : at + size]))
         self._have += size
+        if self._need >= LARGE_BYTES and self._have * LARGE_PART >= self._need > self._have:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """What has come of a large frame goes into a buffer of its size; each piece is let go of as soon as it is there."""
+        whole, at = bytearray(self._need), 0
+        room, pieces = memoryview(whole), self._pieces
+        pieces.reverse()
+        while pieces:
+            piece = pieces.pop()
+            room[at : at + len(piece)] = piece
+            at += len(piece)
+        self._pieces, self._room = [whole], room[at:]
 
     def _continue(self, chunk: bytes, frames: list[Frame]) -> int:
         """Add to the frame that is being collected what belongs to it; where the rest of the chunk begins."""
@@ -129,7 +171,8 @@ class FrameDecoder:
 
     def _complete(self, frames: list[Frame]) -> None:
         """All that was needed is there: the prefix, which says how much more is needed, or the whole frame."""
-        whole = b"".join(self._pieces)
-        self._pieces = []
+        first = self._pieces[0]
+        whole = first if self._room is not None and isinstance(first, bytearray) else b"".join(self._pieces)
+        self.close()
         if self._parse(whole, 0, frames) == 0:
             self._keep(whole, 0)

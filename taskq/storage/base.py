@@ -5,7 +5,7 @@ A row is a tuple in the order of `COLUMNS`.  `rows.py` turns tasks into rows and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -145,11 +145,12 @@ class Journal(Protocol):
     """A durable list of records, written in batches by one thread.  Every method blocks.  An OSError from write or sync leaves the outcome
     unknown: the caller stops the process."""
 
-    def read(self, after_lsn: int, replayed_lsn: int = 0) -> Iterator[JournalBatch]:
+    def read(self, after_lsn: int, replayed_lsn: int = 0, look: Callable[[JournalBatch], None] | None = None) -> Iterator[JournalBatch]:
         """The batches of the records with LSN > after_lsn, in order; a batch that reaches below begins with LSN after_lsn + 1.  A torn tail is
         cut (and the cut synced) and told in `cut`.  What is given out is durable.  Raises JournalCorrupt with path and offset before anything is
         given out, also if a store that has no more than after_lsn had more before, or if the journal does not reach as far as the store; but up to
-        `replayed_lsn` a start had it from this journal, whose end may have been in memory only then.  Must be read to its end before `start`."""
+        `replayed_lsn` a start had it from this journal, whose end may have been in memory only then.  `look` is called with every batch before the
+        first is given out.  Must be read to its end before `start`."""
         ...
 
     def start(self, epoch: int, next_lsn: int) -> None:

@@ -192,7 +192,7 @@ class FileJournal:
 
     # ---- recovery -----------------------------------------------------------------------------------------------------------------
 
-    def read(self, after_lsn: int, replayed_lsn: int = 0) -> Iterator[JournalBatch]:
+    def read(self, after_lsn: int, replayed_lsn: int = 0, look: Callable[[JournalBatch], None] | None = None) -> Iterator[JournalBatch]:
         # after an error of a sync the end may never reach the disk, but is read until the power fails: what a start did with it vouches for nothing
         self._vouched_lsn = 0 if after_lsn == replayed_lsn else after_lsn
         make_folder(self.path)
@@ -200,8 +200,9 @@ class FileJournal:
         if paths:
             sync_path(paths[-1])  # after a kill its end may be in the page cache only; older segments were synced before it was made
         self._segments = [_Segment(path, int(path.stem)) for path in paths]
-        for _ in self._read_segments(after_lsn):
-            pass  # all of it is looked at before any of it is given out
+        for batch in self._read_segments(after_lsn):  # all of it is looked at before any of it is given out
+            if look is not None:
+                look(batch)
         self._check_ends(after_lsn)
         yield from self._read_segments(after_lsn)
         self._settle()

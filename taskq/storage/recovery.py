@@ -16,20 +16,26 @@ import attrs
 from taskq.core import records as r
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
-from taskq.core.queue import Budget
+from taskq.core.queue import Budget, Line, Queue
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
-from taskq.core.task import FAILED, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
+from taskq.core.task import FAILED, FINAL, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
 from taskq.errors import JournalCorrupt, StartError
-from taskq.ids import ID_BYTES, split
-from taskq.storage.base import PRUNED_ID_MS, Journal, Store, WriteBatch
-from taskq.storage.rows import QUEUE_BYTES, SIZES_KEPT, batch_of, decode_record, size_names, task_of
+from taskq.ids import ID_BYTES, ms_of_id, split
+from taskq.storage.base import PRUNED_ID_MS, Journal, JournalBatch, Store, WriteBatch
+from taskq.storage.rows import QUEUE_BYTES, SIZES_KEPT, Opened, batch_of, open_record, size_names, task_of
+from taskq.storage.stretch import Stretch
 
-FLUSH_TASKS = 10_000
+# a stretch that is replayed and flushed at once: so many changes of tasks, or so many bytes
+FLUSH_TASKS = 120_000
+FLUSH_BYTES = 32 << 20
+LEFT_OUT_TIMES = 3
 PAGE_ROWS = 2_000
 EPOCH_SHIFT = 40
 # the named integer that says how far the last start has brought the store
 REPLAYED_LSN = "replayed_lsn"
+# the fields that say where a record begins to take numbers of the sequence
+FIRST_SEQ: dict[type, str] = {r.Admitted: "first_seq", r.Promoted: "first_position"}
 UNFINISHED = (SCHEDULED, WAITING, PENDING, RUNNING, RETRYING)
 
 
@@ -45,48 +51,156 @@ class Recovered:
     queue_bytes: Mapping[str, int] = attrs.field(factory=dict)
 
 
+class Lineless(Queue):
+    """A queue that nobody takes from: its tasks stand in no line."""
+
+    def line_of(self, task: Task) -> Line:
+        return NO_LINE
+
+
+class NoLine(Line):
+    def add(self, task: Task) -> None:
+        pass
+
+    def give_back(self, task: Task) -> None:
+        pass
+
+    def remove(self, task: Task) -> None:
+        pass
+
+
+NO_LINE = NoLine("", 0, "", Budget(0))
+
+
+class Scratch(Shard):
+    def queue(self, name: str) -> Queue:
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = Lineless(name, self.shared.budget)
+        return queue
+
+
 def scratch() -> Shard:
     """A shard that owns all slots and meets nobody."""
-    return Shard(0, 1, Shared(Sequence64(1), Sequence64(1), Budget(0), random.Random(0)))
+    return Scratch(0, 1, Shared(Sequence64(1), Sequence64(1), Budget(0), random.Random(0)))
 
 
-async def recover(store: Store, journal: Journal) -> Recovered:
-    """Replay the journal into the store and begin a new epoch in both.  Raises JournalCorrupt, StoreCorrupt, and leaves the files as they are
-    then."""
+async def recover(store: Store, journal: Journal, finished_rows_max: int | None = None) -> Recovered:
+    """Replay the journal into the store and begin a new epoch in both.  Of the tasks that it completed at least the newest `finished_rows_max` get a
+    row; older ones may be left out, as if they had been pruned.  Raises JournalCorrupt, StoreCorrupt, and leaves the files as they are then."""
     try:
-        return await _recover(store, journal)
+        return await _recover(store, journal, finished_rows_max)
     except StartError:
         await store.release()
         raise
 
 
-async def _recover(store: Store, journal: Journal) -> Recovered:
+async def _recover(store: Store, journal: Journal, finished_rows_max: int | None) -> Recovered:
     meta = await store.open()
-    applied_lsn, next_seq, epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
-    shard, lsn, replayed = scratch(), applied_lsn, 0
-    sizes = await _queue_bytes(store, meta)
-    for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0)):
-        epoch = max(epoch, batch.epoch)
-        for lsn_of_record, data in enumerate(batch.records, batch.first_lsn):
-            if lsn_of_record <= applied_lsn:
-                continue
-            try:
-                record = decode_record(data)
-            except ValueError as error:
-                raise JournalCorrupt(f"record {lsn_of_record} of the journal: {error}") from error
-            await _adopt_missing(store, shard, record)
-            shard.replay(record)
-            next_seq, lsn, replayed = max(next_seq, _following_seq(record)), lsn_of_record, replayed + 1
-        if len(shard.dirty) >= FLUSH_TASKS:
-            await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, REPLAYED_LSN: lsn, "next_seq": next_seq}))
-            shard = scratch()
-    epoch += 1
-    await store.commit(_flush_of(shard, sizes, {"applied_lsn": lsn, REPLAYED_LSN: lsn, "next_seq": next_seq, "epoch": epoch}))
+    applied_lsn = meta.get("applied_lsn", 0)
+    completed = Completed()
+    look = None if finished_rows_max is None else completed.count
+    replay = Replay(store, meta, await _queue_bytes(store, meta))
+    for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0), look):  # held by no name, so that an error closes its file at once
+        if not replay.replayed and finished_rows_max is not None:
+            replay.surplus = completed.tasks - finished_rows_max
+        await replay.take(batch)
+    await replay.end()
     if not await store.checkpoint():
         raise StartError("the store is being read by another program, a backup perhaps, and cannot be checked in; start again when that has ended")
-    journal.start(epoch, lsn + 1)
-    journal.drop(lsn)
-    return Recovered(epoch, lsn + 1, next_seq, meta.get(PRUNED_ID_MS, 0), replayed, sizes)
+    journal.start(replay.epoch, replay.lsn + 1)
+    journal.drop(replay.lsn)
+    return Recovered(replay.epoch, replay.lsn + 1, replay.next_seq, replay.pruned_id_ms, replay.replayed, replay.sizes)
+
+
+class Completed:
+    """Counts the tasks that the journal completes, while it is looked at as a whole."""
+
+    def __init__(self) -> None:
+        self.tasks = 0
+
+    def count(self, batch: JournalBatch) -> None:
+        for lsn, data in enumerate(batch.records, batch.first_lsn):
+            opened = _opened(data, lsn)
+            if opened.cls is r.Completed:
+                self.tasks += len(opened.get("ids")) // ID_BYTES
+
+
+class Replay:
+    """The journal on its way into the store, stretch by stretch.
+
+    `surplus`: so many of the tasks that it completes are followed by as many younger ones as are kept."""
+
+    def __init__(self, store: Store, meta: dict[str, int], sizes: Counter[str]) -> None:
+        self.lsn, self.next_seq, self.epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
+        self.pruned_id_ms = meta.get(PRUNED_ID_MS, 0)
+        self.sizes = sizes
+        self.replayed = self.surplus = 0
+        self._store = store
+        self._shard = scratch()
+        self._stretch = Stretch()
+
+    async def take(self, batch: JournalBatch) -> None:
+        self.epoch = max(self.epoch, batch.epoch)
+        for lsn, data in enumerate(batch.records, batch.first_lsn):
+            opened = _opened(data, lsn)
+            self._stretch.add(opened, len(data))
+            self.next_seq, self.lsn = max(self.next_seq, _following_seq(opened)), lsn
+        self.replayed += len(batch.records)
+        # the longer a stretch, the more tasks come and go in it; those that are left out take no memory
+        if self._stretch.changes >= FLUSH_TASKS * (LEFT_OUT_TIMES if self.surplus > 0 else 1) or self._stretch.size >= FLUSH_BYTES:
+            await self._flush({})
+
+    async def end(self) -> None:
+        """The rest, and the new epoch."""
+        self.epoch += 1
+        await self._flush({"epoch": self.epoch})
+
+    async def _flush(self, meta: dict[str, int]) -> None:
+        stretch, self._stretch = self._stretch, Stretch()
+        for record in stretch.without(self._left_out(stretch)):
+            await self._adopt_missing(record)
+            self._shard.replay(record)
+        meta = {"applied_lsn": self.lsn, REPLAYED_LSN: self.lsn, "next_seq": self.next_seq, **meta}
+        if self.pruned_id_ms:
+            meta[PRUNED_ID_MS] = self.pruned_id_ms
+        batch = _flush_of(self._shard, self.sizes, meta)
+        self._shard = _successor(self._shard)
+        await self._store.commit(batch)
+
+    def _left_out(self, stretch: Stretch) -> frozenset[bytes]:
+        self.surplus -= stretch.completed
+        left_out = stretch.passing() if self.surplus >= 0 and stretch.completed else frozenset[bytes]()
+        if left_out:
+            self.pruned_id_ms = max(self.pruned_id_ms, ms_of_id(max(left_out)))
+        return left_out
+
+    async def _adopt_missing(self, record: Any) -> None:
+        if type(record) is r.Admitted:
+            return
+        tasks = self._shard.tasks
+        missing = [task_id for task_id in split(record.ids, ID_BYTES) if task_id not in tasks]
+        if missing:
+            for row in await self._store.find(missing, []):
+                self._shard.adopt(task_of(row))
+
+
+def _opened(data: memoryview, lsn: int) -> Opened:
+    try:
+        return open_record(data)
+    except ValueError as error:
+        raise JournalCorrupt(f"record {lsn} of the journal: {error}") from error
+
+
+def _successor(shard: Shard) -> Shard:
+    """A scratch shard after a flush: what may still change is at hand, but for large payloads, which are views of all that was read with them."""
+    fresh = scratch()
+    live = [task for task in shard.tasks.values() if task.state not in FINAL and type(task.payload) is bytes]
+    if len(live) <= FLUSH_TASKS:
+        for task in live:
+            task.hot = False
+            fresh.adopt(task)
+    return fresh
 
 
 async def _queue_bytes(store: Store, meta: dict[str, int]) -> Counter[str]:
@@ -109,21 +223,9 @@ def _flush_of(shard: Shard, sizes: Counter[str], meta: dict[str, int]) -> WriteB
     return batch_of(tasks, {**meta, **size_names(sizes)})
 
 
-async def _adopt_missing(store: Store, shard: Shard, record: Any) -> None:
-    if type(record) is r.Admitted:
-        return
-    missing = [task_id for task_id in split(record.ids, ID_BYTES) if task_id not in shard.tasks]
-    if missing:
-        for row in await store.find(missing, []):
-            shard.adopt(task_of(row))
-
-
-def _following_seq(record: Any) -> int:
-    if type(record) is r.Admitted:
-        return record.first_seq + len(record.payloads)
-    if type(record) is r.Promoted:
-        return record.first_position + len(record.ids) // ID_BYTES
-    return 0
+def _following_seq(opened: Opened) -> int:
+    first = FIRST_SEQ.get(opened.cls)
+    return 0 if first is None else int(opened.get(first)) + len(opened.get("ids")) // ID_BYTES
 
 
 async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: Mapping[str, int]) -> None:

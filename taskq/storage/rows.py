@@ -11,6 +11,7 @@ Upgrade recipe: append a field with a default to a record or to META; an old row
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from struct import Struct
 from typing import Any
 
@@ -18,7 +19,7 @@ import attrs
 import msgpack
 
 from taskq.core import records as r
-from taskq.core.task import CLEAN, FAILED, FINAL, Attempt, Options, Task
+from taskq.core.task import CLEAN, COPY_BYTES_MAX, FAILED, FINAL, Attempt, Options, Task
 from taskq.ids import SLOTS
 from taskq.storage.base import Row, WriteBatch
 
@@ -176,18 +177,42 @@ def encode_record(record: Any) -> list[bytes | memoryview]:
     return [prefix, *payloads] if large else [b"".join((prefix, *payloads))]
 
 
-def decode_record(data: memoryview) -> Any:
-    """The record that these bytes hold.  Raises ValueError if they hold none: the journal's checksum was right, so the format is newer."""
+_AT: dict[type, dict[str, int]] = {cls: {name: at for at, name in enumerate(names)} for cls, names in _FIELDS.items()}
+
+
+@attrs.define
+class Opened:
+    """A record whose head was read: `values` are its fields, with the sizes of the payloads in their place, `rest` the bytes of the payloads."""
+
+    cls: type
+    values: list[Any]
+    rest: memoryview
+
+    def get(self, name: str) -> Any:
+        return self.values[_AT[self.cls][name]]
+
+    def record(self) -> Any:
+        """The record; where a payload has over 1 KiB, all are views of the bytes that it was read from."""
+        values = self.values[: len(_FIELDS[self.cls])]
+        if self.cls in _HAS_PAYLOADS:
+            rest: bytes | memoryview = self.rest
+            if max(values[0], default=0) <= COPY_BYTES_MAX:
+                rest = bytes(rest)
+            values[0] = [rest[end - size : end] for size, end in zip(values[0], accumulate(values[0]), strict=True)]
+        return self.cls(*values)
+
+
+def open_record(data: memoryview) -> Opened:
+    """Read the head of the record that these bytes hold.  Raises ValueError if they hold none: the journal's checksum was right, so the format is
+    newer."""
     kind, slot, head_bytes = HEADER.unpack_from(data)
     cls = r.KINDS.get(kind)
     if cls is None or slot >= SLOTS:
         raise ValueError(f"unknown record kind {kind}; the journal was written by a newer version")
     at = HEADER.size + head_bytes
-    values = msgpack.unpackb(data[HEADER.size : at])
-    if cls in _HAS_PAYLOADS:
-        payloads = []
-        for size in values[0]:
-            payloads.append(bytes(data[at : at + size]))
-            at += size
-        values[0] = payloads
-    return cls(*values[: len(_FIELDS[cls])])
+    return Opened(cls, msgpack.unpackb(data[HEADER.size : at]), data[at:])
+
+
+def decode_record(data: memoryview) -> Any:
+    """The record that these bytes hold.  Raises ValueError."""
+    return open_record(data).record()

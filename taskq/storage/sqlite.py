@@ -30,6 +30,7 @@ import msgpack
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
+from taskq.storage.blobs import HUGE_BYTES, insert_huge
 from taskq.storage.folder import open_own
 from taskq.storage.seal import BrokenSeal, Pack, seal_of_finished, seal_of_live, seal_of_number, unsealed_finished, unsealed_live
 
@@ -82,6 +83,8 @@ SCHEMA = (
 # the columns of a finished row; an insert names the first three, or five if a row of it has a key, or all if one is large
 FINISHED = ("id", "finished_ms", "body", "queue", "key", "payload", "result")
 BARE, KEYED, LARGE = 3, 5, 7
+# the last columns of both tables, which a huge row is given piece by piece
+HUGE_LIVE, HUGE_FINISHED = ("payload", "result", "meta"), ("payload", "result")
 READ = {"tasks": ("rowid", *COLUMNS), "finished": ("place", "id", "finished_ms", "body", "payload", "result")}
 
 _LIST = ", ".join(COLUMNS)
@@ -154,6 +157,16 @@ def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
             at += size
 
 
+def runs(rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], bool]]:
+    """The rows in their order, cut into what one statement inserts, and whether that is one row with a huge blob."""
+    begin = 0
+    for at in [place for place, row in enumerate(rows) if len(row[10]) + len(row[11]) > HUGE_BYTES]:
+        yield from ((chunk, False) for chunk in chunks(rows[begin:at]))
+        yield rows[at : at + 1], True
+        begin = at + 1
+    yield from ((chunk, False) for chunk in chunks(rows[begin:]))
+
+
 # ---- rows as they are bound and read -----------------------------------------------------------------------------------------------------
 
 
@@ -218,11 +231,18 @@ def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> Non
     execute = connection.execute
     for seqs in chunks(sorted(batch.delete)):
         execute(_delete_tasks(len(seqs)), seqs)
-    for rows in chunks(sorted(batch.put, key=itemgetter(0))):
-        execute(_insert_tasks(len(rows)), [value for row in rows for value in _bind_live(row, pack)])
-    for rows in chunks(batch.finish):
+    for rows, huge in runs(sorted(batch.put, key=itemgetter(0))):
+        values = [value for row in rows for value in _bind_live(row, pack)]
+        if huge:
+            insert_huge(connection, "tasks", _insert_tasks(1), values, HUGE_LIVE, rows[0][0])
+        else:
+            execute(_insert_tasks(len(rows)), values)
+    for rows, huge in runs(batch.finish):
         width, values = _bind_finished(rows, pack)
-        execute(_insert_finished(width, len(rows)), values)
+        if huge:
+            insert_huge(connection, "finished", _insert_finished(width, 1), values, HUGE_FINISHED)
+        else:
+            execute(_insert_finished(width, len(rows)), values)
     for numbers in chunks(list(batch.meta.items())):
         _set_meta(connection, numbers)
 

@@ -177,9 +177,9 @@ def test_the_limits_are_those_of_the_code() -> None:
     told = " ".join(row[2] for row in rows)
     assert f"open files of the process, less {FILES_SPARE}" in told
     assert f"{LINE_HOT_MIN:,} tasks in memory beyond it" in told
-    for name, most in (("payload_bytes_max", 32 * MIB), ("frame_bytes_max", 64 * MIB)):
+    for name, most in (("payload_bytes_max", 64 * MIB), ("frame_bytes_max", 65 * MIB)):
         assert f"`{name}`, up to {show_bytes(most)}" in told
-        largest = {"payload_bytes_max": most, "frame_bytes_max": 64 * MIB} if name == "payload_bytes_max" else {name: most}
+        largest = {"payload_bytes_max": most, "frame_bytes_max": 65 * MIB} if name == "payload_bytes_max" else {name: most}
         BrokerConfig(**largest)
         with pytest.raises(errors.ConfigError, match="out of range"):
             BrokerConfig(**{**largest, name: most + KIB})

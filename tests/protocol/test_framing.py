@@ -14,7 +14,7 @@ from message_strategies import messages, owned
 from taskq.core import messages as m
 from taskq.protocol.codec import PREFIX, encode
 from taskq.protocol.frames import KIND_OF, PREFIX_BYTES, RESENT, Frame, Unknown
-from taskq.protocol.framing import FrameDecoder
+from taskq.protocol.framing import LARGE_PART, FrameDecoder
 
 MAX = 4 << 20
 ID = bytes(range(16))
@@ -203,6 +203,56 @@ def test_a_large_frame_across_chunks_is_joined_once() -> None:
     chunks = [data[at : at + 65_536] for at in range(0, len(data), 65_536)]
     decoder = FrameDecoder(MAX)
     assert peak_bytes(lambda: [decoder.feed(chunk) for chunk in chunks]) < len(data) + 65_536
+
+
+def received(decoder: FrameDecoder, stream: bytes, sizes: Iterable[int]) -> list[Any]:
+    """As a connection receives: into the room of a large frame while there is one, else in chunks; each time so many bytes at most."""
+    got: list[Any] = []
+    at = 0
+    for size in sizes:
+        room = decoder.room
+        if room is None:
+            chunk = stream[at : at + size]
+            got += decoder.feed(chunk)
+            at += len(chunk)
+        else:
+            size = min(size, len(room), len(stream) - at)
+            room[:size] = stream[at : at + size]
+            got += decoder.fill(size)
+            at += size
+    return got
+
+
+@pytest.mark.parametrize("size", [1_000, 60_000, 262_144, 1 << 22])
+def test_the_rest_of_a_large_frame_is_received_into_its_own_buffer(size: int) -> None:
+    small, large = m.Ack([b"s" * 300], ID, bytes(8)), m.Ack([b"a" * (1 << 20), b"b" * 400_000], ID * 2, bytes(16))
+    stream = b"".join(frame(message, seq) for seq, message in enumerate([small, large, small, large, small]))
+    got = received(decoder := FrameDecoder(MAX), stream, [size] * (len(stream) // 1_000 + 9))
+    assert decoder.error is None
+    assert [one.message for one in got] == [small, large, small, large, small]
+    assert all(view.readonly for one in got for view in one.message.payloads if isinstance(view, memoryview))
+    assert decoder.room is None
+    assert not decoder.buffered_bytes
+
+
+def test_a_large_frame_has_no_buffer_before_a_part_of_it_is_there() -> None:
+    data = frame(m.Ack([bytes(1 << 20)], ID, bytes(8)))
+    decoder = FrameDecoder(MAX)
+    assert peak_bytes(lambda: [decoder.feed(data[:4_096]), decoder.feed(data[4_096:8_192])]) < 32_768
+    assert decoder.room is None
+    decoder.feed(data[8_192 : len(data) // LARGE_PART + 1])
+    assert decoder.room is not None
+    assert len(decoder.room) == len(data) - len(data) // LARGE_PART - 1 == len(data) - decoder.buffered_bytes
+
+
+def test_a_malformed_large_frame_is_told_when_its_last_byte_was_received() -> None:
+    data = bytearray(frame(m.Ack([bytes(1 << 20)], ID, bytes(8)), 7))
+    data[16:20] = b"\xc1" * 4
+    decoder = FrameDecoder(MAX)
+    assert received(decoder, bytes(data), [262_144] * 9) == []
+    assert decoder.error is not None
+    assert decoder.error_seq == 7
+    assert decoder.room is None
 
 
 def test_a_frame_byte_by_byte_costs_little_more_than_its_size() -> None:

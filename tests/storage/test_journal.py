@@ -248,6 +248,14 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         found(FileJournal(tmp_path))
 
 
+def test_all_batches_are_shown_before_the_first_is_given_out(tmp_path: Path) -> None:
+    filled(tmp_path, [(2, True), (3, True)])
+    shown: list[int] = []
+    given = FileJournal(tmp_path).read(1, look=lambda batch: shown.append(batch.first_lsn))
+    assert next(given).first_lsn == 2
+    assert shown == [2, 3]
+
+
 # ---- torn tails -----------------------------------------------------------------------------------------------------------------------
 
 

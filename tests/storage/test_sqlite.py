@@ -443,3 +443,31 @@ async def test_a_reader_in_the_way_of_giving_back_is_not_waited_for(tmp_path: Pa
     await store.shrink()
     assert store.log_bytes() == 0
     await store.close()
+
+
+async def test_huge_blobs_are_written_whole_and_in_their_order(store: SqliteStore) -> None:
+    first, second = b"a" * 3_000_000, b"b" * 70_000
+    await store.commit(WriteBatch(put=[row(1), row(2, payload=first), row(3), row(4, payload=second)]))
+    assert [each[10] for each in await store.load([2], 0, 10)] == [b"p", first, b"p", second]
+    await store.commit(WriteBatch(put=[(*row(2, payload=first)[:6], 77, *row(2, payload=first)[7:])]))
+    assert [each[6] for each in await store.load([2], 0, 10)] == [1, 77, 3, 4]
+    done = [row(5, 5), row(2, 5, first), (*row(4, 5, b"")[:9], "key", b"p", memoryview(second), b"meta"), row(1, 5)]
+    await store.commit(WriteBatch(delete=[2, 4, 1], finish=done))
+    found = await store.find([each[1] for each in done], [])
+    assert [tuple(map(bytes, each[10:])) for each in found] == [tuple(map(bytes, each[10:])) for each in done]
+    assert [each[0] for each in await store.find([], [("email", "key")])] == [4]
+    assert integrity_check(store.path) == []
+
+
+async def test_a_huge_blob_is_not_copied_and_no_statement_keeps_it(store: SqliteStore) -> None:
+    payload = bytes(32 << 20)
+
+    def rss(name: str) -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)) << 10
+
+    await store.commit(WriteBatch(put=[row(1, payload=bytes(1 << 20))] * 1))
+    before = rss("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    await store.commit(WriteBatch(put=[row(2, payload=payload)]))
+    await store.commit(WriteBatch(delete=[2], finish=[row(2, 5, payload)]))
+    assert rss("VmHWM") - before < 24 << 20, "SQLite's cache of pages has 16 MiB"
