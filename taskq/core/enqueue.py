@@ -276,7 +276,7 @@ def evolve_admitted(book: Book, record: Admitted) -> None:
         tasks[task_id] = task
         queue.counts[task.state] += 1
         if due_ms:
-            book.set_timer(due_ms, task)
+            book.become_timed(task)
         else:
             queue.line_of(task).add(task)
         if task.key is not None:
