@@ -39,7 +39,8 @@ def free_port() -> int:
 
 
 class House:
-    """`notes` has what ran, in its order.  `frames`: the first numbers of what was enqueued, in the broker's order.  `peak_bytes`: the highest RSS that the broker was seen to have."""
+    """`notes` has what ran, in its order.  `frames`: the first numbers of what was enqueued, in the broker's order.  `peak_bytes`: the
+    highest RSS that the broker was seen to have."""
 
     def __init__(self, folder: Path, notes_max: int) -> None:
         self.data = folder / "data"

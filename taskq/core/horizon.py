@@ -63,8 +63,8 @@ def decide_due_loaded(book: Book, command: fx.Command, now_ms: int, known: objec
             book.come_near(task)
     if message.horizon is not None:
         book.is_loading_due = False
-        book.horizon = message.horizon
-        for task in [task for task in book.far.values() if (task.due_ms, task.seq) <= message.horizon]:
+        book.horizon = max(book.horizon, message.horizon)  # the shards are asked for together, and this one may have had all
+        for task in [task for task in book.far.values() if (task.due_ms, task.seq) <= book.horizon]:
             del book.far[task.id]
             book.come_near(task)
     return [], None

@@ -1,4 +1,4 @@
-"""How many live rows of each queue, state, priority and task type the SQLite store has, kept beside them in the table `counts`, in the same transactions.
+"""How many live rows of each queue, state, priority and task type the SQLite store has: kept in the table `counts`, in the same transactions.
 
 To count ten million rows at a start takes longer than a start may.  A transaction notes what goes and comes in `Changes`; what is there before a
 row is replaced is asked of SQLite, hundreds of rows at a time, and not at all for rows that are newer than all that it has.

@@ -315,8 +315,14 @@ def _prepare(connection: sqlite3.Connection, path: Path, pack: Pack) -> tuple[di
             raise StartError(f"{path}: SQLite {version} answers {answer!r} to PRAGMA {name} = {value}; the store cannot run without it")
     statements = SCHEMA if fresh else UPGRADES.get(connection.execute("PRAGMA user_version").fetchone()[0], ())
     if statements:
-        _transact(connection, lambda transaction: [transaction.execute(statement) for statement in statements] and count_all(transaction))
+        _transact(connection, lambda transaction: _change_schema(transaction, statements))
     return _get_meta(connection), checked
+
+
+def _change_schema(connection: sqlite3.Connection, statements: Sequence[str]) -> None:
+    for statement in statements:
+        connection.execute(statement)
+    count_all(connection)
 
 
 def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
@@ -342,7 +348,8 @@ def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
         raise BrokenSeal(found[0])
     for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks"):
         unsealed_live(row, pack)
-    check_counts(connection)
+    if connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
+        check_counts(connection)
     for row in connection.execute(f"SELECT {', '.join(READ['finished'])} FROM finished"):
         finished_row(*row[1:])
     return True
