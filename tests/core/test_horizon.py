@@ -81,3 +81,11 @@ def test_after_a_restart_only_the_next_timed_tasks_are_loaded(crowded: World) ->
         crowded.live(5_000)
         worker.beat()
     assert len(worker.jobs) == 40
+
+
+def test_a_shard_that_had_all_its_timed_tasks_keeps_them_when_another_loads(crowded: World) -> None:
+    """The shards are asked for together, and the page ends before what the first one has."""
+    queues = {crowded.ring.of_queue(f"q{number}"): f"q{number}" for number in range(20)}
+    crowded.enqueue(*[b"x"] * 40, queue=queues[0], delays_ms=1_000)
+    crowded.restart()
+    assert [shard.horizon == EVERYTHING for shard in crowded.shards] == [False, True]
