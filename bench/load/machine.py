@@ -6,12 +6,19 @@ import os
 import resource
 import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 from children import Program
+
+import taskq
+from taskq.version import VERSION
 
 BLOCK_BYTES = 4_096
 ECHO_BYTES = 150
@@ -61,6 +68,34 @@ def filesystem(folder: str) -> str:
     return max(mounts, key=lambda part: len(part.mountpoint)).fstype if mounts else "unknown"
 
 
+def commit() -> str:
+    """What of taskq is measured."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=Path(taskq.__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def describe(folder: str) -> dict[str, Any]:
+    """What a reader has to know to compare, of any bench."""
+    return {
+        "taskq": VERSION,
+        "commit": commit(),
+        "cpus": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "filesystem": filesystem(folder),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def limits_us(folder: str) -> dict[str, float]:
+    return {"fdatasync of 4 KiB": fdatasync_us(folder), "loopback echo": echo_us()}
+
+
 class OtherLoad:
     """The CPU time that others used since this was made, as a share of all."""
 
@@ -83,6 +118,4 @@ class OtherLoad:
 
 
 if __name__ == "__main__":
-    import sys
-
     _echo(int(sys.argv[1]))

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +20,7 @@ from typing import Any
 import machine
 from figures import FIGURES, Settings, Values
 
-import taskq
 from taskq.config import BrokerConfig
-from taskq.version import VERSION
 
 DURABILITIES = ("fsync", "os", "memory")
 Rounds = dict[str, list[Values]]
@@ -58,31 +55,16 @@ def cpu_us(values: Values) -> float:
     return sum(us for unit, us in values.items() if unit.endswith("CPU µs/task"))
 
 
-def commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=Path(taskq.__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def describe(settings: Settings, rounds: int) -> dict[str, Any]:
     """What a reader has to know to compare."""
     return {
-        "taskq": VERSION,
-        "commit": commit(),
+        **machine.describe(settings.folder),
         "durability": settings.durability,
         "shards": settings.shards,
         "tasks": settings.tasks,
         "payload_bytes": settings.payload_bytes,
         "pending": settings.pending,
         "rounds": rounds,
-        "cpus": os.cpu_count(),
-        "python": sys.version.split()[0],
-        "filesystem": machine.filesystem(settings.folder),
-        "load_average": round(os.getloadavg()[0], 2),
     }
 
 
@@ -138,7 +120,7 @@ def report(settings: Settings, names: list[str], rounds: int, file: Path | None)
     about = describe(settings, rounds)
     print(" ".join(f"{name}={value}" for name, value in about.items()), flush=True)
     others = machine.OtherLoad()
-    limits = {"fdatasync of 4 KiB": machine.fdatasync_us(settings.folder), "loopback echo": machine.echo_us()}
+    limits = machine.limits_us(settings.folder)
     for name, us in limits.items():
         print(f"  {name:42} {number(us):>10} µs", flush=True)
     found = run(settings, names, rounds)

@@ -20,8 +20,9 @@ from taskq.actors.journal import JournalActor
 from taskq.actors.shard import ShardActor
 from taskq.clock import Clock
 from taskq.core.admission import TASK_DISK_BYTES, WRITES
-from taskq.core.book import Shared
-from taskq.core.effects import Command, FindLoad, Flushed, Forgotten, Found, LineLoad, LineLoaded
+from taskq.core.book import EVERYTHING, Book, Shared
+from taskq.core.effects import Command, DueLoaded, FindLoad, Flushed, Forgotten, Found, LineLoad, LineLoaded
+from taskq.core.horizon import NEAR_TASKS, is_crowded, narrow, page_tasks, runs_short
 from taskq.core.ring import Ring
 from taskq.core.task import PENDING, TAKEN, Task
 from taskq.errors import Overloaded
@@ -65,6 +66,10 @@ class StoreActor:
         self.flushed_lsn = journal.last_lsn
         self._loop = asyncio.get_running_loop()
         self._next_prune = self._loop.time()
+        self._books: list[Book] = [actor.shard for actor in shards]
+        self._page_tasks = NEAR_TASKS
+        if self._is_to_look_ahead():
+            self._wake.set()
         self._task = self._loop.create_task(self._run(), name="taskq-store")
 
     def load(self, shard: ShardActor, loads: list[FindLoad | LineLoad]) -> None:
@@ -78,7 +83,7 @@ class StoreActor:
             self._shared.admission.refuse("store", Overloaded("the store is behind; retry later", retry_after_ms=500))
         else:
             self._shared.admission.admit("store")
-        if dirty or self._loop.time() >= self._next_prune:
+        if dirty or self._loop.time() >= self._next_prune or self._is_to_look_ahead():
             self._wake.set()
 
     def reclaim(self) -> None:
@@ -103,6 +108,7 @@ class StoreActor:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._answer_loads()
+                await self._look_ahead()
                 if loop.time() >= next_flush or self._dirty_tasks() >= FLUSH_TASKS:
                     await self._flush()
                     next_flush = loop.time() + FLUSH_S
@@ -123,14 +129,16 @@ class StoreActor:
     # ---- loads -----------------------------------------------------------------------------------------------------------------------
 
     async def _answer_loads(self) -> None:
-        while self._loads:
-            actor, load = self._loads.popleft()
+        """Those that were asked until now: a flush must not wait for ever while lines are drained."""
+        asked, self._loads = self._loads, deque()
+        while asked:
+            actor, load = asked.popleft()
             if isinstance(load, LineLoad):
                 await self._line(actor, load)
                 continue
             finds = [(actor, load)]
-            while self._loads and isinstance(self._loads[0][1], FindLoad):
-                finds.append(self._loads.popleft())  # type: ignore[arg-type]
+            while asked and isinstance(asked[0][1], FindLoad):
+                finds.append(asked.popleft())  # type: ignore[arg-type]
             await self._find(finds)
 
     async def _find(self, finds: list[tuple[ShardActor, FindLoad]]) -> None:
@@ -144,9 +152,47 @@ class StoreActor:
             actor.tell(Command(0, 0, Found(load.parked, list(found.values()))))
 
     async def _line(self, actor: ShardActor, load: LineLoad) -> None:
-        await self._flush()
-        rows = await self._store.line(load.queue, load.priority, load.task_type, PENDING, load.after_position, load.limit)
-        actor.tell(Command(0, 0, LineLoaded(load, [task_of(row) for row in rows])))
+        """Cold tasks that are not in the store yet stand behind all that are: only when there are none of these, a flush is needed first."""
+        wanted = load.queue, load.priority, load.task_type, PENDING, load.after_position, load.limit
+        rows = await self._store.line(*wanted)
+        if not rows:
+            await self._flush()
+            rows = await self._store.line(*wanted)
+        for begin in range(0, max(1, len(rows)), SLICE_TASKS):
+            tasks = [task_of(row) for row in rows[begin : begin + SLICE_TASKS]]
+            actor.tell(Command(0, 0, LineLoaded(load, tasks, begin + SLICE_TASKS < len(rows))))
+            await asyncio.sleep(0)
+
+    def _is_to_look_ahead(self) -> bool:
+        books, page = self._books, self._page_tasks
+        return not any(book.is_loading_due for book in books) and (runs_short(books, page) or is_crowded(books, page))
+
+    async def _look_ahead(self) -> None:
+        """Load the timed tasks that come due next, if some are not in memory; if too many are, leave the far ones of them to the store."""
+        if not self._is_to_look_ahead():
+            return
+        limit = self._page_tasks = page_tasks(self._books)
+        if is_crowded(self._books, limit):
+            for book in self._books:
+                narrow(book, (self._clock.now_ms(), 0))
+            await self._flush()
+        for book in self._books:
+            book.is_loading_due = True
+        after = min(book.horizon for book in self._books)
+        rows = await self._store.due(*after, limit)
+        tasks: list[Task] = []
+        for begin in range(0, len(rows), SLICE_TASKS):
+            piece = [task_of(row) for row in rows[begin : begin + SLICE_TASKS]]
+            self._tell_due(piece, None)
+            tasks = piece or tasks
+            await asyncio.sleep(0)
+        self._tell_due([], EVERYTHING if len(rows) < limit else (tasks[-1].due_ms, tasks[-1].seq))
+
+    def _tell_due(self, tasks: list[Task], horizon: tuple[int, int] | None) -> None:
+        for index, actor in enumerate(self._shards):
+            own = [task for task in tasks if self._ring.of_id(task.id) == index]
+            if own or horizon is not None:
+                actor.tell(Command(0, 0, DueLoaded(own, horizon)))
 
     # ---- write-behind ----------------------------------------------------------------------------------------------------------------
 

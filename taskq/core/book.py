@@ -20,7 +20,7 @@ from taskq.core import messages as m
 from taskq.core.admission import Admission, Limits, full
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.followers import Followers
-from taskq.core.queue import Budget, Queue
+from taskq.core.queue import TASK_BYTES, Budget, Queue
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.errors import Answer, BadRequest
 from taskq.ids import SLOTS, slot_of_queue
@@ -28,6 +28,8 @@ from taskq.ids import SLOTS, slot_of_queue
 SESSION = attrgetter("session")
 # so many queues of a shard are kept even if they are empty
 QUEUES_MANY = 100
+# horizons (see horizon.py): all timed tasks are near, and none
+EVERYTHING, NOTHING = (1 << 62, 0), (0, 0)
 
 # what a decide function gives: records, and a message to answer with (or a FindLoad: decide again when the store has answered)
 Decision: TypeAlias = tuple[list[Any], Any]
@@ -89,6 +91,10 @@ class Book:
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0
+        self.horizon = EVERYTHING
+        self.far: dict[bytes, Task] = {}
+        self.near = 0
+        self.is_loading_due = False
         self.touched: dict[str, None] = {}
         self.held_back: dict[Consumer, None] = {}
         self.dirty: list[Task] = []
@@ -218,6 +224,28 @@ class Book:
         self._ties += 1
         heapq.heappush(self.timers, (due_ms, self._ties, what))
 
+    def become_timed(self, task: Task) -> None:
+        """It has a timer, or is far: see horizon.py."""
+        if (task.due_ms, task.seq) <= self.horizon:
+            self.come_near(task)
+        else:
+            self.far[task.id] = task
+
+    def come_near(self, task: Task) -> None:
+        task.hot = True
+        self.near += 1
+        self.shared.budget.bytes_used += TASK_BYTES + len(task.payload)
+        self.set_timer(task.due_ms, task)
+
+    def leave_timed(self, task: Task) -> None:
+        """It came due, or will not."""
+        if task.hot:
+            task.hot = False
+            self.near -= 1
+            self.shared.budget.bytes_used -= TASK_BYTES + len(task.payload)
+        else:
+            self.far.pop(task.id, None)
+
     def wait(self, task_id: bytes, command: fx.Command, until_ms: int) -> None:
         self.waiters.setdefault(task_id, []).append(command)
         self.set_timer(until_ms, command)
@@ -238,8 +266,15 @@ class Book:
             if task.key is not None:
                 self.keys[task.queue, task.key] = task
 
+    def forget(self, task: Task) -> None:
+        """The store has it as it is: it leaves memory."""
+        self.tasks.pop(task.id, None)
+        self.far.pop(task.id, None)
+        if task.key is not None:
+            self.keys.pop((task.queue, task.key), None)
+
     def restore(self, task: Task) -> None:
-        """At start: a live task that is kept in memory, whatever its state."""
+        """At start: a live task that is kept in memory."""
         self.adopt(task)
         queue = self.queue(task.queue)
         queue.counts[task.state] += 1
@@ -247,8 +282,6 @@ class Book:
             self.held.setdefault(task.session, {})[task.token] = task
             if task.crashes >= CRASHES_ALONE:
                 self.alone[task.session] = task
-        elif task.state in TIMED:
-            self.set_timer(task.due_ms, task)
 
     def restore_size(self, queue: str, payload_bytes: int) -> None:
         """At start: the payloads of its unfinished tasks."""
@@ -257,6 +290,8 @@ class Book:
     def restore_count(self, queue: str, state: int, priority: int, task_type: str, tasks: int) -> None:
         """At start: so many tasks that stay cold."""
         self.queue(queue).counts[state] += tasks
+        if state in TIMED:
+            self.horizon = NOTHING
         if state == PENDING:
             self.queue(queue).line(priority, task_type).waiting += tasks
 
@@ -273,6 +308,12 @@ class Book:
             assert queue.counts[PENDING] == sum(line.waiting for line in lines)
             assert not queue.apart.cold and all(task.crashes >= CRASHES_ALONE for task in queue.apart.tasks if task.hot)
             assert queue.bytes >= 0, (queue.name, queue.bytes)
+        timed = [task for task in self.tasks.values() if task.state in TIMED]
+        for task in timed:
+            is_near = (task.due_ms, task.seq) <= self.horizon
+            assert task.hot == is_near or (task.hot and self.is_loading_due), "a timed task is on the wrong side of the horizon"
+        assert self.near == sum(task.hot for task in timed)
+        assert all(task.hot != (task.id in self.far) for task in timed) and all(task.state in TIMED for task in self.far.values())
         running = [task for task in self.tasks.values() if task.state == RUNNING]
         held = {token: task for tasks in self.held.values() for token, task in tasks.items()}
         assert len(held) == len(running) and all(held[task.token] is task for task in running)

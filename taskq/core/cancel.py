@@ -51,7 +51,9 @@ def evolve_dropped(book: Book, record: Dropped) -> None:
     for task_id in split(record.ids, ID_BYTES):
         task = book.tasks[task_id]
         book.touch(task)
-        book.dead_timers += task.state in TIMED
+        if task.state in TIMED:
+            book.dead_timers += task.hot
+            book.leave_timed(task)
         book.queue(task.queue).move(task, CANCELLED)
         task.finished_ms = record.now_ms
         answer_waiters(book, task, record.now_ms)

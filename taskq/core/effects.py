@@ -126,10 +126,19 @@ class Found:
 
 @attrs.define
 class LineLoaded:
-    """The store's answer to a LineLoad."""
+    """The store's answer to a LineLoad; it comes in pieces, all but the last with `more`."""
 
     load: LineLoad
     tasks: Sequence[Task]
+    more: bool = False
+
+
+@attrs.define
+class DueLoaded:
+    """The next far tasks of a shard, by due time (see horizon.py); they come in pieces, and with the last one the new horizon."""
+
+    tasks: Sequence[Task]
+    horizon: tuple[int, int] | None
 
 
 @attrs.define

@@ -297,7 +297,7 @@ def _tasks(record: Admitted, queue: Queue, count: int) -> list[Task]:
 def _line_up(book: Book, queue: Queue, task: Task) -> None:
     if task.state == SCHEDULED:
         queue.counts[SCHEDULED] += 1
-        book.set_timer(task.due_ms, task)
+        book.become_timed(task)
     else:
         queue.extend([task])
 

@@ -18,7 +18,7 @@ from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, LineLoad, Reply
 from taskq.core.followers import Crew, Row
-from taskq.core.queue import LOAD_TASKS, Queue
+from taskq.core.queue import Queue
 from taskq.core.records import Granted
 from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, SCHEDULED, TIMED, Task
 from taskq.ids import ID_BYTES, slot_of_queue, split
@@ -233,9 +233,9 @@ def evolve_granted(book: Book, record: Granted) -> None:
 
 
 def _fill(book: Book, queue: Queue) -> None:
-    for line in queue.low():
+    for line, tasks in queue.low():
         line.loading = True
-        book.effects.loads.append(LineLoad(queue.name, line.priority, line.task_type, line.last_position(), LOAD_TASKS))
+        book.effects.loads.append(LineLoad(queue.name, line.priority, line.task_type, line.passed, tasks))
 
 
 def blocker(book: Book, task: Task, now_ms: int) -> str:

@@ -23,7 +23,8 @@ from taskq.core.task import COMPLETED, CRASHES_ALONE, PENDING, RETRYING, RUNNING
 
 TASK_BYTES = 500
 LINE_HOT_MIN = 1_000
-LOAD_TASKS = 2_000
+LOAD_TASKS = 20_000
+LOAD_BYTES = 16 << 20
 BATCH_BYTES = 1 << 20
 POSITION = attrgetter("position")
 CRASHES, OPTIONS = attrgetter("crashes"), attrgetter("options")
@@ -39,7 +40,7 @@ class Budget:
 
 @attrs.define(eq=False)
 class Line:
-    """`passed`: the highest position that was loaded and went apart."""
+    """`passed`: no task of the cold tail has a position up to this one."""
 
     queue: str
     priority: int
@@ -58,8 +59,12 @@ class Line:
     def add(self, task: Task) -> None:
         """A task became pending."""
         self.waiting += 1
-        if self.waiting - self.hot == 1 and (self.hot < LINE_HOT_MIN or self.budget.bytes_used < self.budget.bytes_max):
+        if self.waiting - self.hot > 1:
+            return
+        if self.hot < LINE_HOT_MIN or self.budget.bytes_used < self.budget.bytes_max:
             self._append(task)
+        else:
+            self.passed = task.position - 1
 
     def extend(self, tasks: list[Task]) -> None:
         """The same for several, in their order."""
@@ -85,6 +90,7 @@ class Line:
 
     def load(self, task: Task) -> None:
         """The next task of the cold tail came from the store; it was counted before."""
+        self.passed = task.position
         self._append(task)
 
     def _append(self, task: Task) -> None:
@@ -116,10 +122,6 @@ class Line:
         tasks = self.tasks
         while tasks and not tasks[0].hot:
             tasks.popleft()
-
-    def last_position(self) -> int:
-        """The highest position that is hot or went apart, 0 if none is: the cold tail begins behind it."""
-        return max(self.passed, next((task.position for task in reversed(self.tasks) if task.hot), 0))
 
     def peek(self, count: int, below_position: int) -> list[Task]:
         """The first tasks of the line: at most `count`, all below the position, and no more than BATCH_BYTES of payload unless it is one task."""
@@ -264,6 +266,8 @@ class Queue:
             yield tasks
             lines = [line for line in lines if line.waiting]
 
-    def low(self) -> list[Line]:
-        """The lines that should be filled from their cold tail."""
-        return [line for line in self.lines.values() if line.cold and not line.loading and line.hot < LOAD_TASKS // 2]
+    def low(self) -> list[tuple[Line, int]]:
+        """The lines that should be filled from their cold tail, and with how many tasks: while there is room, no worker is to wait for the store."""
+        tasks = LOAD_TASKS if self.budget.bytes_used < self.budget.bytes_max else min(LOAD_TASKS, LINE_HOT_MIN)
+        low = [line for line in self.lines.values() if line.cold and not line.loading and line.hot < tasks]
+        return [(line, max(1, min(tasks, LOAD_BYTES * self.length // (self.bytes + 1)))) for line in low]

@@ -203,7 +203,7 @@ def evolve_ended(book: Book, record: Ended) -> None:
         task.due_ms = due_ms
         book.queue(task.queue).move(task, state)
         if state in TIMED:
-            book.set_timer(due_ms, task)
+            book.become_timed(task)
         elif state == PENDING:
             book.touched[task.queue] = None
         else:

@@ -17,6 +17,7 @@ from taskq.core.book import Book, Decision, index
 from taskq.core.cancel import decide_cancel, evolve_cancel_asked, evolve_dropped
 from taskq.core.enqueue import decide_enqueue, evolve_admitted
 from taskq.core.grant import decide_ready, evolve_granted, match
+from taskq.core.horizon import decide_due_loaded
 from taskq.core.lease import PASS_MS, decide_held, decide_over, expire
 from taskq.core.lookup import decide_get, decide_inspect
 from taskq.core.report import decide_ack, decide_fail, decide_release, evolve_completed, evolve_ended
@@ -36,6 +37,7 @@ DECIDE: dict[type, Callable[[Book, fx.Command, int, Any], Decision]] = {
     fx.Over: decide_over,
     fx.Tick: decide_tick,
     fx.LineLoaded: decide_line_loaded,
+    fx.DueLoaded: decide_due_loaded,
     fx.Flushed: decide_flushed,
     fx.Forgotten: decide_forgotten,
 }

@@ -70,7 +70,8 @@ class Attempt:
 @attrs.define(eq=False)
 class Task:
     """One task in memory.  `seq` is its row key, rising in commit order over the whole broker; `position` is its place in the line, a new one
-    each time it becomes pending.  `token` is 0 unless it runs.  `stored`: the store has a row of it; `dirty`: how far that row is behind."""
+    each time it becomes pending.  `token` is 0 unless it runs.  `hot`: it waits in memory, in a line or with a timer.
+    `stored`: the store has a row of it; `dirty`: how far that row is behind."""
 
     id: bytes
     seq: int

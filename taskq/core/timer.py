@@ -29,7 +29,10 @@ def promote(book: Book, now_ms: int) -> Iterator[Promoted]:
     due: dict[bytes, Task] = {}
     timers = book.timers
     while timers and timers[0][0] <= now_ms and len(due) < PROMOTE_TASKS:
-        due_ms, _, what = heapq.heappop(timers)
+        due_ms, _, what = timers[0]
+        if isinstance(what, Task) and what.hot and (due_ms, what.seq) > book.horizon:
+            break  # it was loaded in a piece that is not the last, and others may come before it
+        heapq.heappop(timers)
         if not _is_live(book, due_ms, what):
             book.dead_timers = max(0, book.dead_timers - 1)
         elif isinstance(what, fx.Command):
@@ -45,7 +48,7 @@ def _is_live(book: Book, due_ms: int, what: Task | fx.Command) -> bool:
     """False for a task that went another way meanwhile, and for a wait that was answered."""
     if isinstance(what, fx.Command):
         return any(other is what for other in book.waiters.get(what.message.id, ()))
-    return what.state in TIMED and what.due_ms == due_ms
+    return what.hot and what.state in TIMED and what.due_ms == due_ms
 
 
 def _drop_dead(book: Book) -> None:
@@ -69,6 +72,7 @@ def evolve_promoted(book: Book, record: Promoted) -> None:
     for at, task_id in enumerate(split(record.ids, ID_BYTES)):
         task = book.tasks[task_id]
         book.touch(task)
+        book.leave_timed(task)
         task.position = record.first_position + at
         task.due_ms = 0
         book.queue(task.queue).move(task, PENDING)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from taskq.core import effects as fx
 from taskq.core.book import Book, Decision
-from taskq.core.task import CLEAN, FAILED, FINAL, PENDING
+from taskq.core.task import CLEAN, FAILED, FINAL, PENDING, TIMED
+
+# the states in which a task may be cold
+COLD = TIMED | {PENDING}
 
 
 def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
@@ -12,13 +15,14 @@ def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: obje
     load = command.message.load
     queue = book.queue(load.queue)
     line = queue.line(load.priority, load.task_type)
-    line.loading = False
-    last = line.last_position()
+    line.loading = command.message.more
     for row in command.message.tasks:
         task = book.tasks.get(row.id, row)
-        if task.state == PENDING and not task.hot and task.position == row.position > last:
+        if task.state == PENDING and not task.hot and task.position == row.position > line.passed:
             book.adopt(task)
             queue.load(line, task)
+        else:
+            line.passed = max(line.passed, row.position)
     book.touched[load.queue] = None
     return [], None
 
@@ -37,9 +41,7 @@ def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) 
     message: fx.Flushed = command.message
     newer = book.end_flush(message.flush)
     for task in message.tasks:
-        if task.dirty == CLEAN and task not in newer and (task.state in FINAL or (task.state == PENDING and not task.hot)):
-            book.tasks.pop(task.id, None)
-            if task.key is not None:
-                book.keys.pop((task.queue, task.key), None)
+        if task.dirty == CLEAN and task not in newer and (task.state in FINAL or (task.state in COLD and not task.hot)):
+            book.forget(task)
     book.forget_queues({task.queue for task in message.tasks})
     return [], None

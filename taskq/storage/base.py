@@ -98,6 +98,10 @@ class Store(Protocol):
         """Live rows of one line, position > after_position, by position, at most `limit`."""
         ...
 
+    async def due(self, after_ms: int, after_seq: int, limit: int) -> list[Row]:
+        """Live rows in the states scheduled and retrying with (due_ms, seq) > (after_ms, after_seq), in this order, at most `limit`."""
+        ...
+
     async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
         """Rows with one of these ids or one of these (queue, key) pairs, live or finished, each row once: the live ones by seq, then the
         finished ones in the order in which they finished."""

@@ -15,8 +15,10 @@ import attrs
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, JournalBatch, Pruned, Retention, Row, WriteBatch
 
-SEQ, ID, QUEUE, TASK_TYPE, STATE, PRIORITY, POSITION, _, FINISHED_MS, KEY = range(10)
-_FAILED = 6  # the state of a dead letter, as in core/task.py
+SEQ, ID, QUEUE, TASK_TYPE, STATE, PRIORITY, POSITION, DUE_MS, FINISHED_MS, KEY = range(10)
+# states as in core/task.py: scheduled and retrying, and of a dead letter
+_TIMED = (0, 4)
+_FAILED = 6
 
 
 @attrs.define
@@ -63,6 +65,10 @@ class MemoryStore:
         wanted = (queue, priority, task_type, state)
         lines = (row for row in self.contents.tasks.values() if (row[QUEUE], row[PRIORITY], row[TASK_TYPE], row[STATE]) == wanted)
         return sorted((row for row in lines if row[POSITION] > after_position), key=lambda row: (row[POSITION], row[SEQ]))[:limit]
+
+    async def due(self, after_ms: int, after_seq: int, limit: int) -> list[Row]:
+        timed = (row for row in self.contents.tasks.values() if row[STATE] in _TIMED and (row[DUE_MS], row[SEQ]) > (after_ms, after_seq))
+        return sorted(timed, key=lambda row: (row[DUE_MS], row[SEQ]))[:limit]
 
     async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
         by_id, by_key = {bytes(id_) for id_ in ids}, set(keys)

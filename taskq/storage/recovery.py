@@ -36,6 +36,7 @@ EPOCH_SHIFT = 40
 REPLAYED_LSN = "replayed_lsn"
 # the fields that say where a record begins to take numbers of the sequence
 FIRST_SEQ: dict[type, str] = {r.Admitted: "first_seq", r.Promoted: "first_position"}
+BY_COUNT = (SCHEDULED, RETRYING, PENDING, FAILED)
 UNFINISHED = (SCHEDULED, WAITING, PENDING, RUNNING, RETRYING)
 
 
@@ -229,12 +230,12 @@ def _following_seq(opened: Opened) -> int:
 
 
 async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: Mapping[str, int]) -> None:
-    """Fill new shards from the store: running and timed tasks whole, pending ones and dead letters by count.  The sessions that hold leases
-    are known as restored, and have one lease to come back."""
+    """Fill new shards from the store: running tasks whole, those that wait and dead letters by count.  The sessions that hold leases are known as
+    restored, and have one lease to come back."""
     ring = Ring(len(shards))
     after_seq = 0
     ahead: dict[tuple[str, int, str], int] = {}
-    while rows := await store.load((RUNNING, SCHEDULED, RETRYING, WAITING), after_seq, PAGE_ROWS):
+    while rows := await store.load((RUNNING, WAITING), after_seq, PAGE_ROWS):
         for row in rows:
             task = task_of(row)
             shard = shards[ring.of_id(task.id)]
@@ -245,7 +246,7 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: 
                 ahead[line] = max(ahead.get(line, 0), task.position)
         after_seq = rows[-1][0]
     for count in await store.counts():
-        if count.state in (PENDING, FAILED):
+        if count.state in BY_COUNT:
             shard = shards[ring.of_queue(count.queue)]
             shard.restore_count(count.queue, count.state, count.priority, count.task_type, count.tasks)
     for queue, payload_bytes in queue_bytes.items():

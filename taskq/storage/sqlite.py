@@ -16,7 +16,7 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import cache
 from itertools import chain
@@ -30,16 +30,19 @@ import msgpack
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
 from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
-from taskq.storage.blobs import HUGE_BYTES, insert_huge
+from taskq.storage.blobs import insert_huge
+from taskq.storage.chunks import chunks, runs
+from taskq.storage.counts import Changes, check_counts, count_all, read_counts
 from taskq.storage.folder import open_own
+from taskq.storage.pages import page, read_page
+from taskq.storage.schema import APPLICATION_ID, FORMAT, SCHEMA, UPGRADES
 from taskq.storage.seal import BrokenSeal, Pack, seal_of_finished, seal_of_live, seal_of_number, unsealed_finished, unsealed_live
 
 T = TypeVar("T")
 
-APPLICATION_ID = 0x7461736B  # "task"
-FORMAT = 2
 PENDING = 2
-CHUNKS = (500, 100, 20, 1)  # rows in one statement: few different texts, so that all stay in the connection's statement cache
+MANY = (0, PENDING, 4)  # the states of tasks that wait: there may be millions, which are read by line and by due time
+SEQ, POSITION, DUE_MS = (COLUMNS.index(name) for name in ("seq", "position", "due_ms"))
 INSIDE_BYTES_MAX = 8_192  # of a finished payload and its result: to copy as much costs less than to bind two more values
 BUSY_SECONDS_MAX = 5.0
 CHECK_BYTES_MAX = 32 * 1024 * 1024  # of a store that is looked at as a whole before it is used; a larger one is checked beside the work
@@ -56,30 +59,6 @@ PRAGMAS: dict[str, tuple[int | str, int | str]] = {
     "temp_store": ("MEMORY", 2),
 }
 
-_FIELDS = """seq INTEGER PRIMARY KEY, id BLOB NOT NULL, queue TEXT NOT NULL, task_type TEXT NOT NULL, state INTEGER NOT NULL,
-    priority INTEGER NOT NULL, position INTEGER NOT NULL, due_ms INTEGER NOT NULL, finished_ms INTEGER NOT NULL, key TEXT,
-    payload BLOB NOT NULL, result BLOB NOT NULL, meta BLOB NOT NULL"""
-
-# `tasks`: live tasks and dead letters.  tasks_line begins with the constant state, else SQLite reads the rows too when it only counts.
-# `finished`: appended in finish order, pruned from its old end, so place has no gaps.  `body` is a msgpack list of the row's values but for
-# its id and finished_ms; queue and key are there for the index, and NULL without a key; payload and result are NULL if the body holds them.
-# Behind the meta of a live row and the body of a finished one stands the seal
-SCHEMA = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL, seal INTEGER NOT NULL) WITHOUT ROWID",
-    f"CREATE TABLE tasks ({_FIELDS})",
-    "CREATE INDEX tasks_id ON tasks (id)",
-    "CREATE INDEX tasks_key ON tasks (queue, key) WHERE key IS NOT NULL",
-    "CREATE INDEX tasks_line ON tasks (state, queue, priority, task_type, position) WHERE state = 2",
-    "CREATE INDEX tasks_state ON tasks (state) WHERE state <> 2",
-    "CREATE INDEX tasks_failed ON tasks (finished_ms) WHERE state = 6",
-    """CREATE TABLE finished (place INTEGER PRIMARY KEY, id BLOB NOT NULL, finished_ms INTEGER NOT NULL, body BLOB NOT NULL,
-    queue TEXT, key TEXT, payload BLOB, result BLOB)""",
-    "CREATE INDEX finished_id ON finished (id)",
-    "CREATE INDEX finished_key ON finished (queue, key) WHERE key IS NOT NULL",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {FORMAT}",
-)
-
 # the columns of a finished row; an insert names the first three, or five if a row of it has a key, or all if one is large
 FINISHED = ("id", "finished_ms", "body", "queue", "key", "payload", "result")
 BARE, KEYED, LARGE = 3, 5, 7
@@ -91,14 +70,13 @@ _LIST = ", ".join(COLUMNS)
 _ROW = f"({', '.join('?' * len(COLUMNS))})"
 _UPSERT = f"ON CONFLICT (seq) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS[1:])}"
 
-COUNTS = """SELECT queue, 2, priority, task_type, count(*) FROM tasks INDEXED BY tasks_line WHERE state = 2 GROUP BY queue, priority, task_type
-    UNION ALL SELECT queue, state, priority, task_type, count(*) FROM tasks INDEXED BY tasks_state WHERE state <> 2
-    GROUP BY queue, state, priority, task_type ORDER BY 1, 2, 3, 4"""
-LOAD_PENDING = f"SELECT {_LIST} FROM tasks NOT INDEXED WHERE state = ? AND seq > ? ORDER BY seq LIMIT ?"
-LOAD_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2 AND state = ? AND seq > ? ORDER BY seq LIMIT ?"
+LOAD_MANY = f"SELECT {_LIST} FROM tasks NOT INDEXED WHERE state = ? AND seq > ? ORDER BY seq LIMIT ?"
+LOAD_FEW = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state NOT IN (0, 2, 4) AND state = ? AND seq > ? ORDER BY seq LIMIT ?"
 _LINE = "queue = ? AND priority = ? AND task_type = ? AND position > ? ORDER BY position, seq LIMIT ?"
-LINE_PENDING = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_line WHERE state = 2 AND +state = ? AND {_LINE}"
-LINE_OTHER = f"SELECT {_LIST} FROM tasks INDEXED BY tasks_state WHERE state <> 2 AND state = ? AND {_LINE}"
+LINE_PENDING = page(f"INDEXED BY tasks_line WHERE state = 2 AND +state = ? AND {_LINE}")
+LINE_OTHER = page(f"NOT INDEXED WHERE state = ? AND {_LINE}")
+DUE_THEN = page("INDEXED BY tasks_due WHERE state IN (0, 4) AND due_ms = ? AND seq > ? ORDER BY seq LIMIT ?")
+DUE_LATER = page("INDEXED BY tasks_due WHERE state IN (0, 4) AND due_ms > ? ORDER BY due_ms, seq LIMIT ?")
 GET_META = "SELECT name, value, seal FROM meta"
 
 FINISHED_BOUNDS = "SELECT (SELECT min(place) FROM finished), (SELECT max(place) FROM finished)"
@@ -108,6 +86,7 @@ DELETE_FINISHED = "DELETE FROM finished WHERE place <= ?"
 _OLD_FAILED = "FROM tasks WHERE state = 6 AND finished_ms < ? ORDER BY finished_ms, seq LIMIT ?"
 OLD_FAILED_IDS = f"SELECT max(id) FROM (SELECT id {_OLD_FAILED})"
 OLD_FAILED_QUEUES = f"SELECT queue, count(*) FROM (SELECT queue {_OLD_FAILED}) GROUP BY queue ORDER BY queue"
+OLD_FAILED_SEQS = f"SELECT seq {_OLD_FAILED}"
 DELETE_FAILED = f"DELETE FROM tasks WHERE seq IN (SELECT seq {_OLD_FAILED})"
 
 
@@ -146,25 +125,6 @@ def _find_keys(table: str, rows: int) -> str:
     wanted = f"WITH wanted (queue, key) AS (VALUES {', '.join(['(?, ?)'] * rows)})"
     columns = ", ".join(f"t.{name}" for name in READ[table])
     return f"{wanted} SELECT {columns} FROM wanted CROSS JOIN {table} t ON t.queue = wanted.queue AND t.key = wanted.key AND t.key IS NOT NULL"
-
-
-def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """The items in runs whose lengths are all in CHUNKS."""
-    at = 0
-    for size in CHUNKS:
-        while len(items) - at >= size:
-            yield items[at : at + size]
-            at += size
-
-
-def runs(rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], bool]]:
-    """The rows in their order, cut into what one statement inserts, and whether that is one row with a huge blob."""
-    begin = 0
-    for at in [place for place, row in enumerate(rows) if len(row[10]) + len(row[11]) > HUGE_BYTES]:
-        yield from ((chunk, False) for chunk in chunks(rows[begin:at]))
-        yield rows[at : at + 1], True
-        begin = at + 1
-    yield from ((chunk, False) for chunk in chunks(rows[begin:]))
 
 
 # ---- rows as they are bound and read -----------------------------------------------------------------------------------------------------
@@ -229,9 +189,12 @@ def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
 
 def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> None:
     execute = connection.execute
+    changes = Changes(connection)
     for seqs in chunks(sorted(batch.delete)):
+        changes.go(seqs)
         execute(_delete_tasks(len(seqs)), seqs)
     for rows, huge in runs(sorted(batch.put, key=itemgetter(0))):
+        changes.come(rows)
         values = [value for row in rows for value in _bind_live(row, pack)]
         if huge:
             insert_huge(connection, "tasks", _insert_tasks(1), values, HUGE_LIVE, rows[0][0])
@@ -243,6 +206,7 @@ def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> Non
             insert_huge(connection, "finished", _insert_finished(width, 1), values, HUGE_FINISHED)
         else:
             execute(_insert_finished(width, len(rows)), values)
+    changes.write()
     for numbers in chunks(list(batch.meta.items())):
         _set_meta(connection, numbers)
 
@@ -265,6 +229,9 @@ def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
     ids = [*connection.execute(OLD_FINISHED_IDS, (last,)).fetchone(), *connection.execute(OLD_FAILED_IDS, old_failed).fetchone()]
     id_ms_max = max((ms_of_id(id_) for id_ in ids if id_ is not None), default=0)
     failed = tuple(connection.execute(OLD_FAILED_QUEUES, old_failed).fetchall())
+    changes = Changes(connection)
+    changes.go([seq for (seq,) in connection.execute(OLD_FAILED_SEQS, old_failed).fetchall()] if failed else [])
+    changes.write()
     rows = connection.execute(DELETE_FINISHED, (last,)).rowcount + connection.execute(DELETE_FAILED, old_failed).rowcount
     if rows:
         _set_meta(connection, [(PRUNED_ID_MS, max(id_ms_max, _get_meta(connection).get(PRUNED_ID_MS, 0)))])
@@ -285,14 +252,25 @@ def _last_old(connection: sqlite3.Connection, retention: Retention) -> int:
 def _load(connection: sqlite3.Connection, pack: Pack, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
     rows: list[Row] = []
     for state in set(states):
-        rows += connection.execute(LOAD_PENDING if state == PENDING else LOAD_OTHER, (state, after_seq, limit))
+        rows += connection.execute(LOAD_MANY if state in MANY else LOAD_FEW, (state, after_seq, limit))
     rows.sort(key=itemgetter(0))
     return [unsealed_live(row, pack) for row in rows[:limit]]
 
 
 def _line(connection: sqlite3.Connection, pack: Pack, state: int, wanted: Sequence[Any]) -> list[Row]:
     statement = LINE_PENDING if state == PENDING else LINE_OTHER
-    return [unsealed_live(row, pack) for row in connection.execute(statement, (state, *wanted)).fetchall()]
+    rows = read_page(connection, statement, (state, *wanted))
+    rows.sort(key=itemgetter(POSITION, SEQ))
+    return [unsealed_live(row, pack) for row in rows]
+
+
+def _due(connection: sqlite3.Connection, pack: Pack, after_ms: int, after_seq: int, limit: int) -> list[Row]:
+    """In two steps, since SQLite does not look up a pair in an index whose second part is the rowid."""
+    rows = read_page(connection, DUE_THEN, (after_ms, after_seq, limit))
+    if len(rows) < limit:
+        rows += read_page(connection, DUE_LATER, (after_ms, limit - len(rows)))
+    rows.sort(key=itemgetter(DUE_MS, SEQ))
+    return [unsealed_live(row, pack) for row in rows]
 
 
 def _find(connection: sqlite3.Connection, pack: Pack, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
@@ -341,9 +319,16 @@ def _prepare(connection: sqlite3.Connection, path: Path, pack: Pack) -> tuple[di
         if answer != expected:
             version = sqlite3.sqlite_version
             raise StartError(f"{path}: SQLite {version} answers {answer!r} to PRAGMA {name} = {value}; the store cannot run without it")
-    if fresh:
-        _transact(connection, lambda transaction: [transaction.execute(statement) for statement in SCHEMA])
+    statements = SCHEMA if fresh else UPGRADES.get(connection.execute("PRAGMA user_version").fetchone()[0], ())
+    if statements:
+        _transact(connection, lambda transaction: _change_schema(transaction, statements))
     return _get_meta(connection), checked
+
+
+def _change_schema(connection: sqlite3.Connection, statements: Sequence[str]) -> None:
+    for statement in statements:
+        connection.execute(statement)
+    count_all(connection)
 
 
 def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
@@ -355,7 +340,7 @@ def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
         return True
     if application_id != APPLICATION_ID:
         raise StoreCorrupt(f"{path} is an SQLite file, but not a taskq store; choose another data folder")
-    if version != FORMAT:
+    if version not in (FORMAT, *UPGRADES):
         raise StartError(f"{path}: store format {version}, but this taskq reads format {FORMAT}; start it with the version that wrote it")
     return False
 
@@ -369,6 +354,8 @@ def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
         raise BrokenSeal(found[0])
     for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks"):
         unsealed_live(row, pack)
+    if connection.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
+        check_counts(connection)
     for row in connection.execute(f"SELECT {', '.join(READ['finished'])} FROM finished"):
         finished_row(*row[1:])
     return True
@@ -385,7 +372,7 @@ def integrity_check(path: Path, ended: threading.Event | None = None) -> list[st
     if ended is not None:
         connection.set_progress_handler(ended.is_set, CHECK_STEPS)
     try:
-        return [answer for table in ("meta", "tasks", "finished") for answer in _integrity(connection, f"'{table}'")]
+        return [answer for table in ("meta", "counts", "tasks", "finished") for answer in _integrity(connection, f"'{table}'")]
     except sqlite3.DatabaseError as error:
         if ended is not None and ended.is_set():
             return []
@@ -450,13 +437,16 @@ class SqliteStore:
             raise StoreCorrupt(f"{self.path}: {error}; the file was left untouched") from error
 
     async def counts(self) -> list[Count]:
-        return [Count(*row) for row in await self._run(lambda connection: connection.execute(COUNTS).fetchall())]
+        return await self._run(read_counts)
 
     async def load(self, states: Sequence[int], after_seq: int, limit: int) -> list[Row]:
         return await self._run(_load, self._pack, states, after_seq, limit)
 
     async def line(self, queue: str, priority: int, task_type: str, state: int, after_position: int, limit: int) -> list[Row]:
         return await self._run(_line, self._pack, state, (queue, priority, task_type, after_position, limit))
+
+    async def due(self, after_ms: int, after_seq: int, limit: int) -> list[Row]:
+        return await self._run(_due, self._pack, after_ms, after_seq, limit)
 
     async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
         return await self._run(_find, self._pack, ids, keys)

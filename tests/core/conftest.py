@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_world import World
 
-from taskq.core import grant, queue
+from taskq.core import queue
 
 
 @pytest.fixture
@@ -24,8 +24,7 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The same with a hot window of two tasks a line, and loads of four."""
-    for module in (queue, grant):
-        monkeypatch.setattr(module, "LOAD_TASKS", 4)
+    monkeypatch.setattr(queue, "LOAD_TASKS", 4)
     monkeypatch.setattr(queue, "LINE_HOT_MIN", 2)
     world = World(budget_bytes=0)
     yield world

@@ -13,16 +13,17 @@ from typing import Any
 import attrs
 
 from taskq.core import effects as fx
+from taskq.core import horizon
 from taskq.core import messages as m
 from taskq.core.admission import Limits
-from taskq.core.book import Sequence64, Shared
+from taskq.core.book import EVERYTHING, Sequence64, Shared
 from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.session import House, Session, Terms
 from taskq.core.shard import Shard
 from taskq.core.task import PENDING, Task
 from taskq.ids import NIL, make_id, slot_of_queue, split
-from taskq.storage.base import WriteBatch
+from taskq.storage.base import Row, WriteBatch
 from taskq.storage.memory import MemoryStore
 from taskq.storage.recovery import load
 from taskq.storage.rows import QUEUE_BYTES, batch_of, size_names, task_of
@@ -89,6 +90,8 @@ class World:
                 peer.collect()
             if not self.mail and self.loads and not self.hold_loads:
                 self.answer_loads()
+            elif not self.mail and not self.hold_loads and self._look_ahead():
+                continue
             elif not self.mail:
                 return
             mail, self.mail = self.mail, []
@@ -119,9 +122,35 @@ class World:
                 rows = at_once(self.store.find(each.ids, each.keys))
                 self.mail.append((index, fx.Command(0, 0, fx.Found(each.parked, [task_of(row) for row in rows]))))
             else:
-                self.flush()
-                rows = at_once(self.store.line(each.queue, each.priority, each.task_type, PENDING, each.after_position, each.limit))
-                self.mail.append((index, fx.Command(0, 0, fx.LineLoaded(each, [task_of(row) for row in rows]))))
+                self.mail.append((index, fx.Command(0, 0, fx.LineLoaded(each, [task_of(row) for row in self._line(each)]))))
+
+    def _line(self, load: fx.LineLoad) -> list[Row]:
+        wanted = load.queue, load.priority, load.task_type, PENDING, load.after_position, load.limit
+        rows: list[Row] = at_once(self.store.line(*wanted))
+        if not rows:
+            self.flush()
+            rows = at_once(self.store.line(*wanted))
+        return rows
+
+    def _look_ahead(self) -> bool:
+        """What the store's actor does with timed tasks; whether there was something to do."""
+        page = horizon.page_tasks(self.shards)
+        crowded = horizon.is_crowded(self.shards, page)
+        if not crowded and not horizon.runs_short(self.shards, page):
+            return False
+        if crowded:
+            self.end_flush()
+            for shard in self.shards:
+                horizon.narrow(shard, (self.wall(self.now_ms), 0))
+            self.flush()
+        rows = at_once(self.store.due(*min(shard.horizon for shard in self.shards), page))
+        tasks = [task_of(row) for row in rows]
+        until = EVERYTHING if len(rows) < page else (tasks[-1].due_ms, tasks[-1].seq)
+        for index, shard in enumerate(self.shards):
+            shard.is_loading_due = True
+            own = [task for task in tasks if self.ring.of_id(task.id) == index]
+            self.mail.append((index, fx.Command(0, 0, fx.DueLoaded(own, until))))
+        return True
 
     def begin_flush(self) -> None:
         """Take what is dirty, as it is now; there is one flush at a time."""

@@ -123,7 +123,6 @@ def test_a_restart_forgets_neither_who_waits_nor_who_runs_alone(world: World, st
 
 
 def test_more_of_them_than_a_load_takes_are_all_found_after_a_restart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taskq.core.grant.LOAD_TASKS", 2)
     monkeypatch.setattr("taskq.core.queue.LOAD_TASKS", 2)
     ids = twice_crashed(world, 5)
     fresh = world.enqueue(*[b"fresh"] * 3)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from small_world import Job, Worker, World, enqueue_of
 
-from taskq.core import grant, queue
+from taskq.core import horizon, queue
 from taskq.core import messages as m
 from taskq.core import records as r
 from taskq.core.shard import Shard
@@ -125,8 +125,8 @@ class ShardMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        for module in (queue, grant):
-            self.patch.setattr(module, "LOAD_TASKS", 4)
+        self.patch.setattr(queue, "LOAD_TASKS", 4)
+        self.patch.setattr(horizon, "NEAR_TASKS", 1)
         self.patch.setattr(queue, "LINE_HOT_MIN", 2)
         self.world = World(budget_bytes=0)
         self.model = Model()

@@ -122,9 +122,25 @@ def test_nothing_overtakes_a_cold_head(narrow_line: Line) -> None:
 
 def test_a_line_that_runs_low_is_asked_for_once(narrow_line: Line) -> None:
     queue = Queue("q", narrow_line.budget, lines={(5, "a"): narrow_line})
-    assert queue.low() == [narrow_line]
+    queue.counts[PENDING] = 4
+    assert queue.low() == []
+    narrow_line.remove(narrow_line.tasks[0])
+    assert queue.low() == [(narrow_line, 2)]
     narrow_line.loading = True
     assert queue.low() == []
+
+
+def test_a_line_is_filled_far_ahead_while_there_is_room_but_not_with_more_bytes_than_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "LOAD_TASKS", 50)
+    queue = Queue("q", Budget(1_000_000))
+    queue.counts[PENDING], queue.bytes = 1_000, 1_000
+    line = queue.line(5, "a")
+    line.waiting = 1_000
+    assert queue.low() == [(line, 50)]
+    queue.bytes = 1_000 * (1 << 20)
+    assert queue.low() == [(line, 15)]
+    queue.bytes = 1_000 * (64 << 20)
+    assert queue.low() == [(line, 1)]
 
 
 def test_the_tasks_of_many_lost_workers_come_back_in_no_time() -> None:

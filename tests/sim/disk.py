@@ -114,6 +114,10 @@ class SimStore(MemoryStore):
         await asyncio.sleep(self._disk.duration())
         return await super().line(*args)
 
+    async def due(self, *args: Any) -> list[Any]:
+        await asyncio.sleep(self._disk.duration())
+        return await super().due(*args)
+
     async def prune(self, retention: Retention) -> Pruned:
         await asyncio.sleep(self._disk.duration())
         before = self._ids()

@@ -31,7 +31,7 @@ from sim.network import Network
 from taskq import clock
 from taskq.actors import store
 from taskq.config import BrokerConfig
-from taskq.core import grant, queue
+from taskq.core import horizon, queue
 from taskq.core import records as r
 from taskq.core.messages import FSYNC, MEMORY
 from taskq.storage import files, journal, recovery
@@ -74,6 +74,7 @@ class Sizes:
     flush_s: float
     flush_tasks: int
     segment_bytes: int
+    near_tasks: int
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Sizes:
@@ -86,6 +87,7 @@ class Sizes:
             flush_s=rng.choice([0.02, 0.1, 1.0]),
             flush_tasks=rng.choice([1, 10, 40_000]),
             segment_bytes=rng.choice([1, 4_000, 1 << 26]),
+            near_tasks=rng.choice([1, 2, 5, 20_000]),
         )
 
     @contextmanager
@@ -98,7 +100,8 @@ class Sizes:
             (files, "os", system),
             (queue, "LINE_HOT_MIN", self.line_hot_min),
             (queue, "LOAD_TASKS", self.load_tasks),
-            (grant, "LOAD_TASKS", self.load_tasks),
+            (horizon, "NEAR_TASKS", self.near_tasks),
+            (store, "NEAR_TASKS", self.near_tasks),
             (queue, "BATCH_BYTES", self.batch_bytes),
             (recovery, "FLUSH_TASKS", self.recovery_tasks),
             (recovery, "PAGE_ROWS", self.recovery_tasks),

@@ -198,6 +198,19 @@ async def test_a_line_is_read_by_position(store: Store) -> None:
     assert await store.line("email", 5, "send", PENDING, 99, 100) == []
 
 
+async def test_timed_tasks_are_read_by_due_time_and_then_by_seq(store: Store) -> None:
+    dues = [30, 10, 20, 10, 30, 10, 10]
+    rows = [row(seq, state=(0, RETRYING)[seq % 2], due_ms=due_ms) for seq, due_ms in enumerate(dues, 1)]
+    others = [row(20, due_ms=10), row(21, state=RUNNING, due_ms=10), row(22, state=FAILED, due_ms=10)]
+    large = row(23, state=0, due_ms=20, payload=bytes(100_000), key="ä")
+    await store.commit(WriteBatch(put=[*rows, *others, large]))
+    assert seqs(await store.due(0, 0, 100)) == [2, 4, 6, 7, 3, 23, 1, 5]
+    assert seqs(await store.due(10, 4, 3)) == [6, 7, 3]
+    assert seqs(await store.due(10, 4, 2)) == [6, 7]
+    assert await store.due(20, 3, 2) == [large, rows[0]]
+    assert await store.due(30, 5, 2) == []
+
+
 async def test_find_by_id_and_key_gives_each_row_once_live_ones_first(store: Store) -> None:
     ended, live = row(1, state=COMPLETED, key="a", finished_ms=3), row(2, key="b")
     namesake, other = row(3, key="a", queue="other"), row(4, key="c")
@@ -334,6 +347,7 @@ async def test_engines_agree_on_a_random_history(tmp_path: Path) -> None:
                     await everything(store),
                     sorted(await store.counts(), key=repr),
                     await store.line("a", 5, "send", PENDING, 0, 10),
+                    await store.due(0, 0, 10),
                     await store.find(asked, [("a", "x"), ("b", "y")]),
                 )
                 for store in stores
