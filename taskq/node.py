@@ -303,8 +303,7 @@ class Node:
         for reply in replies:
             if reply.origin == LOCAL_ORIGIN:
                 self._local.answered(reply)
-            else:
-                self._listener.answered(reply, now_ms)
+        self._listener.answered(replies, now_ms)
 
     def _crashed(self, crash: BaseException) -> None:
         if not self.failed.done():

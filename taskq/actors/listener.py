@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from taskq.actors.doors import RETRY_MS, Crowd, Doors, TcpLimits
 from taskq.actors.session import GREETING_BYTES_MAX, SessionActor, Tell
@@ -67,6 +67,7 @@ class Listener:
         self._greeting_bytes = 0
         self._thinning = False
         self._written: list[SessionActor] = []
+        self._answering = False
         self._tokens: Mapping[str, AccessToken] = {}
         self._parts: list[dict[int, SessionActor]] = [{} for _ in range(PARTS)]
         self._part = 0
@@ -151,7 +152,7 @@ class Listener:
         return failures > FAILURES_MAX
 
     def flush_soon(self, session: SessionActor) -> None:
-        if not self._written:
+        if not self._written and not self._answering:
             self.loop.call_soon(self._flush)
         self._written.append(session)
 
@@ -160,17 +161,23 @@ class Listener:
         self.loop.call_soon(session.go_on)
 
     def _flush(self) -> None:
+        """Workers first: a task that starts sooner matters more than an answer that comes sooner."""
         sessions, self._written = self._written, []
+        sessions.sort(key=lambda session: session.session.role != "worker")
         for session in sessions:
             session.flush()
 
     # ---- called by the node --------------------------------------------------------------------------------------------------------
 
-    def answered(self, reply: Reply, now_ms: int) -> None:
-        """A durable reply; that for a connection which is gone goes nowhere."""
-        session = self._sessions.get(reply.origin)
-        if session is not None:
-            session.answered(reply, now_ms)
+    def answered(self, replies: Iterable[Reply], now_ms: int) -> None:
+        """Replies that are durable leave at once; those for a connection which is gone go nowhere."""
+        self._answering = True
+        for reply in replies:
+            session = self._sessions.get(reply.origin)
+            if session is not None:
+                session.answered(reply, now_ms)
+        self._answering = False
+        self._flush()
 
     def go_away(self, message: Goaway) -> None:
         for session in self._sessions.values():

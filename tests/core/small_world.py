@@ -64,6 +64,7 @@ class World:
         self.bugs: list[tuple[fx.Command, Exception]] = []
         self.hold_loads = False
         self.wake_at_ms = 0
+        self.page = horizon.NEAR_TASKS
         self._origins = 0
         self.client = Peer(self, "producer", "client")
 
@@ -134,11 +135,10 @@ class World:
 
     def _look_ahead(self) -> bool:
         """What the store's actor does with timed tasks; whether there was something to do."""
-        page = horizon.page_tasks(self.shards)
-        crowded = horizon.is_crowded(self.shards, page)
-        if not crowded and not horizon.runs_short(self.shards, page):
+        if not (horizon.is_crowded(self.shards, self.page) or horizon.runs_short(self.shards, self.page)):
             return False
-        if crowded:
+        page = self.page = horizon.page_tasks(self.shards)
+        if horizon.is_crowded(self.shards, page):
             self.end_flush()
             for shard in self.shards:
                 horizon.narrow(shard, (self.wall(self.now_ms), 0))
