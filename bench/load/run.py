@@ -18,7 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import attrs
 import machine
+import targets
 from figures import FIGURES, Settings, Values
 
 import taskq
@@ -36,6 +38,8 @@ def run(settings: Settings, names: list[str], rounds: int) -> Rounds:
         for name in names:
             progress(f"round {number} of {rounds}: {name}")
             found[name].append(FIGURES[name].measure(settings))
+            if name == "end_to_end":
+                settings = attrs.evolve(settings, rate=found[name][-1]["tasks/s"])
     progress("")
     return found
 
@@ -145,11 +149,15 @@ def report(settings: Settings, names: list[str], rounds: int, file: Path | None)
     share = others.share()
     show(found)
     show_ratios(ratios(found), settings.durability)
+    reached = targets.judge(found, limits["fdatasync of 4 KiB"], limits["loopback echo"], settings.durability)
+    for line in targets.table(reached):
+        print(f"  {line}")
     if share > machine.BUSY:
         print(f"  other programs used {share:.0%} of the CPUs meanwhile: trust none of this, only the ratios a little")
     if file is not None:
         figures = {name: {unit: [each[unit] for each in values] for unit in values[0]} for name, values in found.items()}
         found_all = {"about": about, "limits_us": limits, "figures": figures, "ratios": ratios(found), "other_cpu_share": share}
+        found_all["targets"] = [attrs.asdict(each) for each in reached]
         file.write_text(json.dumps(found_all, indent=2) + "\n")
 
 
