@@ -258,17 +258,20 @@ class Workbench:
 
     # ---- ending
 
-    def _thread_over(self, job: Job, outcome: Outcome) -> None:
+    def _thread_over(self, job: Job, outcome: Outcome, work_s: float | None = None) -> None:
+        """`work_s`: what it took in its thread; the time in the line before it says nothing about the work."""
         if self._thread_limits_ns.pop(job, 0):
             self._page.cells[THREADS] = min(self._thread_limits_ns.values(), default=0)
-        self._over(job, outcome)
+        self._over(job, outcome, work_s)
 
-    def _over(self, job: Job, outcome: Outcome) -> None:
+    def _over(self, job: Job, outcome: Outcome, work_s: float | None = None) -> None:
         job.over = True
         timer = self._timers.pop(job, None)
         if timer is not None:
             timer.cancel()
-        self._finish(job, outcome, monotonic() - job.started_s if job.started_s else self._work_s)
+        if work_s is None:
+            work_s = monotonic() - job.started_s if job.started_s else self._work_s
+        self._finish(job, outcome, work_s)
         self._wake()
 
     def _finish(self, job: Job, outcome: Outcome, work_s: float) -> None:
