@@ -62,11 +62,11 @@ class Broker:
     ran: list[int] = attrs.field(factory=list)
 
     @contextmanager
-    def worker(self) -> Iterator[tuple[Program, int]]:
-        """A worker that has a session, and the time when it got it."""
+    def worker(self, **more: str) -> Iterator[tuple[Program, int]]:
+        """A worker that has a session, and the time when it got it; `more` goes into its environment."""
         tally = self.data.parent / "tally"
         tally.touch()
-        environ = {**environment(), "BENCH_TALLY": str(tally)}
+        environ = {**environment(), "BENCH_TALLY": str(tally), **more}
         with Program.installed("worker", "--connect", self.url, "--app", "tasks", environ=environ) as program:
             _, session_ns = program.wait_for_line("new session")
             yield program, session_ns
@@ -193,6 +193,13 @@ def latency(mode: str) -> Callable[[Settings], Values]:
     return measure
 
 
+def stages(settings: Settings) -> Values:
+    """Where the time from the call to the start of the function goes: call → bytes leave, on the way and in the broker, bytes arrive → start."""
+    with broker(settings) as running, running.worker(BENCH_STAGES="1"):
+        found = running.produce("stages", settings.part(500))["stages_us"]
+    return {f"{name} p50 µs": statistics.median(us) for name, us in found.items()}
+
+
 def latency_at(share: float) -> Callable[[Settings], Values]:
     """At a share of the rate that end to end reached."""
 
@@ -268,6 +275,7 @@ FIGURES: dict[str, Figure] = {
     "threads": Figure("end to end, sync function in a thread", in_pool("thread_noop", 2)),
     "processes": Figure("end to end, sync function in a process", in_pool("process_noop", 10)),
     "latency": Figure("enqueue → start, at 100 tasks/s", latency("low_load")),
+    "stages": Figure("the same, where the time goes", stages),
     "latency_os": Figure("the same, durability os", other_durability("os", latency("low_load"))),
     "latency_10": Figure("the same, at 10 % of end to end", latency_at(0.1)),
     "latency_70": Figure("the same, at 70 % of end to end", latency_at(0.7)),

@@ -16,6 +16,7 @@ import uvloop
 from children import last_words, make_payload
 
 from taskq import AsyncClient, Client
+from taskq.connection import Channel
 from taskq.handle import TaskHandle
 
 QUEUE = "bench"
@@ -89,6 +90,33 @@ async def low_load(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -
     return {"us": [(started - sent) / 1000 for started, sent in zip(started_ns, sent_ns, strict=True)], "last": handles[-1].id}
 
 
+async def stages(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -> Found:
+    """One task every 10 ms; for each, the µs in the producer, from there to the worker, and in the worker."""
+    left_ns = 0
+    write = Channel._write
+
+    def noted(self: Channel, transport: asyncio.Transport) -> None:
+        nonlocal left_ns
+        write(self, transport)
+        left_ns = time.monotonic_ns()
+
+    Channel._write = noted  # type: ignore[method-assign]
+    rows: list[tuple[int, int, TaskHandle[Any]]] = []
+    await (await client.enqueue("stages", payload, queue=QUEUE)).result(timeout=30)
+    for _ in range(tasks):
+        await asyncio.sleep(1 / LOW_LOAD_PER_S)
+        begin_ns = time.monotonic_ns()
+        handle = await client.enqueue("stages", payload, queue=QUEUE)
+        rows.append((begin_ns, left_ns, handle))
+    us: dict[str, list[float]] = {"producer": [], "broker": [], "worker": []}
+    for begin_ns, sent_ns, handle in rows:
+        arrived_ns, started_ns = await handle.result(timeout=30)
+        us["producer"].append((sent_ns - begin_ns) / 1000)
+        us["broker"].append((arrived_ns - sent_ns) / 1000)
+        us["worker"].append((started_ns - arrived_ns) / 1000)
+    return {"stages_us": us, "last": handle.id}
+
+
 async def at_rate(client: AsyncClient, tasks: int, payload: dict[str, bytes], task_type: str, per_s: str) -> Found:
     """Tasks at a steady rate, those of a millisecond in one call, whatever became of those before.  Each carries the time of its call."""
     pending: list[asyncio.Task[list[TaskHandle[Any]]]] = []
@@ -124,6 +152,7 @@ ASYNC_MODES: dict[str, Callable[..., Awaitable[Found]]] = {
     "batches": batches,
     "low_load": low_load,
     "at_rate": at_rate,
+    "stages": stages,
     "round_trips": round_trips,
 }
 
