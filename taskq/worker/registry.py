@@ -62,7 +62,9 @@ class Parameters:
     def fits(self, arguments: Mapping[str, Any]) -> bool:
         """True if these arguments by name are a valid call.  False when they are not, or when only `bind` can tell."""
         names = arguments.keys()
-        return self.by_name and self.required <= names and (self.open_ended or names <= self.names)
+        if not self.by_name:
+            return False
+        return names == self.names or (self.required <= names and (self.open_ended or names <= self.names))
 
     def pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | list[Any]:
         """A call as the value of a payload: a map by name wherever the function allows it, else an array.  TypeError like a plain call."""

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from taskq.worker.context import CURRENT
-from taskq.worker.job import DRAINED, HANDBACK, LOST, NONE, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
+from taskq.worker.job import DRAINED, HANDBACK, LOST, NONE, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.process import ProcessPool
 from taskq.worker.settings import GRACE_S, PREFETCH_MAX, PREFETCH_S
@@ -180,7 +180,7 @@ class Workbench:
                 yielded = context.run(coroutine.send, None)
                 return Rest(coroutine, context, yielded, partial(self._enter_step, job), self._leave_step)
         except StopIteration as stop:
-            outcome = succeeded(definition, stop.value)
+            outcome = NULL if stop.value is None else succeeded(definition, stop.value)
         except BaseException as error:
             outcome = raised(definition, error)
         finally:
@@ -278,11 +278,16 @@ class Workbench:
         self._running -= 1
         self._work_s += WEIGHT * (work_s - self._work_s)
         self._jobs.pop(job.token, None)
-        self._tell(job, outcome)
+        if job.ending:
+            self._tell(job, outcome)
+        else:
+            job.stop = None
+            self._report(job, outcome)
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
+        """Report a job that was ended from outside."""
         job.stop = None
-        settled = settle(job, outcome) if job.ending else outcome
+        settled = settle(job, outcome)
         if settled is not None:
             self._report(job, settled)
 
