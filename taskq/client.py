@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, Unpack
+from typing import Any, Protocol, TypeVar, Unpack, cast
 
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
@@ -228,7 +228,7 @@ class AsyncClient:
 
     def _message(self, queue: str, items: Sequence[Encoded], task_types: list[str], options: list[Options]) -> m.Enqueue:
         broker_ms = time.time_ns() // 1_000_000 + self._offset_ms
-        return enqueue_message(queue, items, task_types, options, partial(ids.make_id, broker_ms, self._slot_of(queue), self._rng))
+        return enqueue_message(queue, items, task_types, options, partial(ids.make_ids, broker_ms, self._slot_of(queue), self._rng))
 
     def _too_large(self, task_type: str, size: int) -> PayloadTooLarge:
         limit = self._payload_bytes_max
@@ -400,9 +400,9 @@ class AsyncClient:
 
 
 def _handles_or_error(found: list[TaskHandle[Any] | TaskqError]) -> list[TaskHandle[Any]]:
+    if set(map(type, found)) <= {TaskHandle}:
+        return cast(list[TaskHandle[Any]], found)
     errors = {index: each for index, each in enumerate(found) if isinstance(each, TaskqError)}
-    if not errors:
-        return [each for each in found if isinstance(each, TaskHandle)]
     first = next(iter(errors.values()))
     if len(errors) == len(found) and all(type(error) is type(first) for error in errors.values()):
         raise first

@@ -28,11 +28,12 @@ class Producer:
         self.client = AsyncClient("localhost:1")
         self.channel = self.client._channel = Channel(self.client.address, hello("producer"), self.client._on_event)
         self.channel.loop = self.client.loop = asyncio.get_running_loop()
-        self.channel.link.opened(0)
+        now_ms = self.channel._now_ms()
+        self.channel.link.opened(now_ms)
         self.channel.link.take()
         self.decoder = FrameDecoder(64 << 20)
         welcome = m.Welcome(b"s" * 16, b"k" * 32, 0, 1, 5_000, 15_000, {"payload_bytes_max": 1 << 20})
-        self.channel._dispatch(self.channel.link.receive(Frame(0, 1, welcome), 0))
+        self.channel._dispatch(self.channel.link.receive(Frame(0, 1, welcome), now_ms))
 
     def answer(self) -> int:
         answered = 0
@@ -41,7 +42,7 @@ class Producer:
             count = len(frame.message.payloads)
             reply = m.Enqueued(frame.message.ids, bytes(count), bytes([2]) * count, m.FSYNC)
             for decoded in self.decoder.feed(b"".join(encode(reply, frame.seq))):
-                self.channel._dispatch(self.channel.link.receive(decoded, 0))
+                self.channel._dispatch(self.channel.link.receive(decoded, self.channel._now_ms()))
             answered += count
         return answered
 
