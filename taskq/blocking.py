@@ -12,6 +12,7 @@ Rules:
 - Only who holds `lead` touches loop, client and socket.  A leader counts itself out after it has given the lead back, so no call is forgotten.
 - A leader that a signal interrupts while it waits gives up its own call alone.  In the middle of something it leaves the connection half served,
   so that is given up, and the next call makes another.
+- A handler of signals that calls in the middle of its own thread's call would wait for itself: RuntimeError.
 - All of it belongs to one process: a fork does not take the stand-in along, and makes a new connection.
 """
 
@@ -71,6 +72,7 @@ class _Led:
         self._loop.set_exception_handler(self._on_error)
         self._error: BaseException | None = None
         self._lead = threading.Lock()
+        self._leader = 0
         self._counting = threading.Lock()
         self._callers = 0
         self._claimed = False
@@ -112,6 +114,10 @@ class _Led:
 
     def _count_in(self, work: Coroutine[Any, Any, Any] | None = None) -> bool:
         """True if nobody else is in."""
+        if self._leader == threading.get_ident():
+            if work is not None:
+                work.close()
+            raise RuntimeError("a signal handler or a finaliser cannot use a client in the middle of another call of its thread; give it its own")
         with self._counting:
             if not self.ended and self.pid == os.getpid():
                 self._callers += 1
@@ -130,6 +136,7 @@ class _Led:
         except BaseException:
             self._leave()
             raise
+        self._leader = threading.get_ident()
         return True
 
     def _claim(self) -> None:
@@ -149,6 +156,7 @@ class _Led:
             raise BrokerUnavailable("the client was closed before the call had ended") from None
         finally:
             self._called_s = time.monotonic()
+            self._leader = 0
             self._lead.release()
             self._leave()
 

@@ -257,8 +257,9 @@ class Late(Exception):
 
 
 @contextmanager
-def alarm(after_s: float) -> Iterator[None]:
+def alarm(after_s: float, do: Callable[[], Any] = lambda: None) -> Iterator[None]:
     def ring(number: int, frame: Any) -> None:
+        do()
         raise Late
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -301,6 +302,14 @@ class TestInterrupts:
                 call(client)
             assert client.enqueue("t").created
             assert broker.connections == 2
+
+    def test_a_handler_that_calls_in_the_middle_of_its_threads_call_is_refused_instead_of_hanging(self) -> None:
+        with scripted() as (broker, client):
+            client.enqueue("t")
+            broker.script = [lambda frame: []]
+            with alarm(0.2, lambda: client.enqueue("t")), pytest.raises(RuntimeError, match="give it its own"):
+                client.enqueue("t")
+            assert client.enqueue("t").created
 
 
 class TestTheEnd:
