@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from taskq.app import App, TaskFunction
-from taskq.client import AsyncClient, Client
+from taskq.blocking import Client
+from taskq.client import AsyncClient
 from taskq.control import Control, Discard, Retry, Snooze
 from taskq.errors import BrokerUnavailable, ResultTimeout, TaskCancelled, TaskFailed, TaskqError
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo

@@ -18,7 +18,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
-from taskq.client import DEADLINE_S, AsyncClient, Client
+from taskq.blocking import Client
+from taskq.client import DEADLINE_S, AsyncClient
 from taskq.connection import address_from_environment
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK
 from taskq.durations import Duration
@@ -67,7 +68,7 @@ class TaskFunction(Generic[P, C, R]):
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """The same for code without an event loop."""
         item = self.definition.payload(args, kwargs), MSGPACK
-        return self.app.blocking_client().run(lambda client: client.submit(self.definition.name, item, self._options))
+        return self.app.blocking_client().submit(self.definition.name, item, self._options)
 
     async def enqueue_many(self, calls: Iterable[Mapping[str, Any]]) -> list[TaskHandle[R]]:
         """Enqueue one call for each mapping of arguments by name, in order.  All are checked before the first leaves.  Raises EnqueueError when

@@ -60,13 +60,15 @@ class Batch:
                 future.set_exception(error)
 
 
-def enqueue_message(queue: str, items: Sequence[Encoded], task_types: list[str], options: list[Options], make_id: Callable[[], bytes]) -> m.Enqueue:
-    """The frame for these tasks; `task_types` and `options` are columns."""
+def enqueue_message(
+    queue: str, items: Sequence[Encoded], task_types: list[str], options: list[Options], make_ids: Callable[[int], bytes]
+) -> m.Enqueue:
+    """The frame for these tasks; `task_types` and `options` are columns, `make_ids` gives so many ids in a block."""
     options = _column(options)
     return m.Enqueue(
         payloads=[payload for payload, _ in items],
         queue=queue,
-        ids=_ids(len(items), options, make_id),
+        ids=_ids(len(items), options, make_ids),
         task_types=_column(task_types),
         encodings=_column([encoding for _, encoding in items]),
         priorities=_column([each.priority for each in options]),
@@ -78,10 +80,10 @@ def enqueue_message(queue: str, items: Sequence[Encoded], task_types: list[str],
     )
 
 
-def _ids(tasks: int, options: list[Options], make_id: Callable[[], bytes]) -> bytes:
-    if len(options) < tasks:
-        options = options * tasks
-    return b"".join([each.id or make_id() for each in options])
+def _ids(tasks: int, options: list[Options], make_ids: Callable[[int], bytes]) -> bytes:
+    if all(each.id is None for each in options):
+        return make_ids(tasks)
+    return b"".join([each.id or make_ids(1) for each in options])
 
 
 def frames(items: Sequence[Encoded]) -> Iterator[Sequence[Encoded]]:

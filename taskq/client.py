@@ -1,4 +1,4 @@
-"""Enqueue tasks and follow them: `AsyncClient` for code on an event loop, `Client` for the rest.
+"""Enqueue tasks and follow them: `AsyncClient`, for code on an event loop; for the rest there is `Client` in `blocking.py`.
 
     async with AsyncClient("localhost:7000") as client:
         handle = await client.enqueue("send_email", {"to": "user@example.com"}, queue="email", delay="5m")
@@ -17,17 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import random
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, TypeVar, Unpack
-
-import attrs
+from typing import Any, Protocol, TypeVar, Unpack, cast
 
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
@@ -56,6 +52,18 @@ def raw_id(task: Any) -> bytes:
     return task.raw if isinstance(task, TaskHandle) else check_id(task)
 
 
+class Driver(Protocol):
+    """Who runs the loop of a client that belongs to no running loop."""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the client's loop, block the caller's thread."""
+        ...
+
+    def hand_over(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run on the client's loop, while the caller goes on."""
+        ...
+
+
 class AsyncClient:
     """A connection to the broker for code on one event loop; it connects at the first use and again whenever the connection breaks.
 
@@ -79,6 +87,7 @@ class AsyncClient:
         self._token = token_or_environment(token)
         self.deadline_s = seconds(deadline, "deadline")
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.driver: Driver | None = None
         self._name = name
         self._rng = rng or random.Random()
         self._channel: Channel | None = None
@@ -87,6 +96,7 @@ class AsyncClient:
         self._offset_ms = 0
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self._batches: dict[tuple[str, float, bool], Batch] = {}
+        self._flushing = False
         self._slot_of = lru_cache(maxsize=1_024)(ids.slot_of_queue)
 
     async def __aenter__(self) -> AsyncClient:
@@ -122,9 +132,22 @@ class AsyncClient:
     async def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
         """`enqueue` for an encoded payload and checked options."""
         deadline_s = self.deadline_s if options.deadline_s is None else options.deadline_s
-        channel = self._open()
+        self._open()
         if not self._welcomed:
             deadline_s = await self._greet(deadline_s)
+        return await self._add(self._open(), task_type, item, options, deadline_s)
+
+    def submit_now(self, task_type: str, item: Encoded, options: Options) -> tuple[Channel, asyncio.Future[TaskHandle[Any]]] | None:
+        """`submit` at once, for who drives the loop and is outside of it: sent, to be read with `Channel.read`.  None if only the loop can do it."""
+        channel = self._channel
+        if channel is None or not self._welcomed or channel.fd < 0:
+            return None
+        future = self._add(channel, task_type, item, options, self.deadline_s if options.deadline_s is None else options.deadline_s)
+        self._flush()
+        return channel, future
+
+    def _add(self, channel: Channel, task_type: str, item: Encoded, options: Options, deadline_s: float) -> asyncio.Future[TaskHandle[Any]]:
+        """Into the batch that leaves with this turn."""
         size = len(item[0])
         if size > self._payload_bytes_max:
             raise self._too_large(task_type, size)
@@ -132,8 +155,9 @@ class AsyncClient:
         batch = self._batches.get(key)
         if batch is None:
             batch = self._batches[key] = Batch(*key)
-            if len(self._batches) == 1:
-                channel.loop.call_soon(self._flush)
+            if not self._flushing:
+                self._flushing = True
+                channel.loop.call_soon(self._turn_over)
         future: asyncio.Future[TaskHandle[Any]] = channel.loop.create_future()
         batch.items.append(item)
         batch.task_types.append(task_type)
@@ -142,7 +166,7 @@ class AsyncClient:
         batch.size_bytes += size
         if batch.full:
             self._send(self._batches.pop(key))
-        return await future
+        return future
 
     async def submit_many(self, task_type: str, items: Sequence[Encoded], options: Options) -> list[TaskHandle[Any]]:
         """`enqueue_many` for encoded payloads and checked options."""
@@ -183,11 +207,17 @@ class AsyncClient:
         except TaskqError as error:
             return [error] * tasks
 
+    def _turn_over(self) -> None:
+        self._flushing = False
+        self._flush()
+
     def _flush(self) -> None:
-        """The turn is over: everything that was enqueued in it leaves."""
+        """Everything that was enqueued in this turn leaves."""
         batches, self._batches = self._batches, {}
         for batch in batches.values():
             self._send(batch)
+        if batches and self._channel is not None:
+            self._channel.flush()
 
     def _send(self, batch: Batch) -> None:
         try:
@@ -198,7 +228,7 @@ class AsyncClient:
 
     def _message(self, queue: str, items: Sequence[Encoded], task_types: list[str], options: list[Options]) -> m.Enqueue:
         broker_ms = time.time_ns() // 1_000_000 + self._offset_ms
-        return enqueue_message(queue, items, task_types, options, partial(ids.make_id, broker_ms, self._slot_of(queue), self._rng))
+        return enqueue_message(queue, items, task_types, options, partial(ids.make_ids, broker_ms, self._slot_of(queue), self._rng))
 
     def _too_large(self, task_type: str, size: int) -> PayloadTooLarge:
         limit = self._payload_bytes_max
@@ -260,15 +290,19 @@ class AsyncClient:
         """Run on this client's loop, wait on the caller's."""
         if self.loop is None or self.loop is asyncio.get_running_loop():
             return await work
+        if self.driver is not None:
+            return await asyncio.wrap_future(self.driver.hand_over(work))
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._alive(work)))
 
     def blocking(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on this client's loop, block the caller's thread."""
+        if self.driver is not None:
+            return self.driver.run(work)
         loop = self._alive(work)
-        if _running_loop() is loop:
+        if running_loop() is loop:
             work.close()
             raise RuntimeError("a call that ends in _sync would block the event loop that has to answer it; await the async one instead")
-        return _wait(asyncio.run_coroutine_threadsafe(work, loop))
+        return wait_for(asyncio.run_coroutine_threadsafe(work, loop))
 
     def _alive(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
         if self.loop is None or self.loop.is_closed() or not self.loop.is_running():
@@ -366,23 +400,23 @@ class AsyncClient:
 
 
 def _handles_or_error(found: list[TaskHandle[Any] | TaskqError]) -> list[TaskHandle[Any]]:
+    if set(map(type, found)) <= {TaskHandle}:
+        return cast(list[TaskHandle[Any]], found)
     errors = {index: each for index, each in enumerate(found) if isinstance(each, TaskqError)}
-    if not errors:
-        return [each for each in found if isinstance(each, TaskHandle)]
     first = next(iter(errors.values()))
     if len(errors) == len(found) and all(type(error) is type(first) for error in errors.values()):
         raise first
     raise EnqueueError([each if isinstance(each, TaskHandle) else None for each in found], errors)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
 
 
-def _wait(future: concurrent.futures.Future[T]) -> T:
+def wait_for(future: concurrent.futures.Future[T]) -> T:
     """The result of a future of another thread; an interrupted wait gives the work up."""
     try:
         return future.result()
@@ -391,109 +425,3 @@ def _wait(future: concurrent.futures.Future[T]) -> T:
     except BaseException:
         future.cancel()
         raise
-
-
-@attrs.frozen(eq=False)
-class _Background:
-    """An AsyncClient on a loop in a thread of its own, which belongs to one process: a fork does not take the thread along."""
-
-    pid: int
-    loop: asyncio.AbstractEventLoop
-    thread: threading.Thread
-    client: AsyncClient
-
-    @classmethod
-    def begin(cls, client: AsyncClient) -> _Background:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="taskq client", daemon=True)
-        thread.start()
-        return cls(os.getpid(), loop, thread, client)
-
-    def end(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._finish(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-    async def _finish(self) -> None:
-        """Close, and end the calls of other threads that would go on to another step, for which nobody is there any more."""
-        await self.client.close()
-        calls = asyncio.all_tasks() - {asyncio.current_task()}
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await self.client.close()
-
-
-class Client:
-    """The same as AsyncClient for code without an event loop: each call blocks until it is answered or its deadline has passed.
-
-    May be used from several threads, whose enqueues share frames, and after a fork.  Handles are followed with their `_sync` methods, or with
-    `client.result(handle)`."""
-
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        token: str | None = None,
-        deadline: Duration = DEADLINE_S,
-        name: str = "",
-        tls_ca: str | None = None,
-    ) -> None:
-        self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, token=token, deadline=deadline, name=name, tls_ca=tls_ca)
-        self._lock = threading.Lock()
-        self._background: _Background | None = None
-        self.address = self._make().address
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection and end the thread.  Another call connects again."""
-        with self._lock:
-            background, self._background = self._background, None
-        if background is not None and background.pid == os.getpid():
-            background.end()
-
-    def run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine of the AsyncClient in the background and wait for it."""
-        background = self._background
-        if background is None or background.pid != os.getpid():
-            background = self._begin()
-        return _wait(asyncio.run_coroutine_threadsafe(work(background.client), background.loop))
-
-    def _begin(self) -> _Background:
-        with self._lock:
-            if self._background is None or self._background.pid != os.getpid():
-                self._background = _Background.begin(self._make())
-            return self._background
-
-    def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
-        return self.run(lambda client: client.enqueue(task_type, payload, **options))
-
-    def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
-        return self.run(lambda client: client.enqueue_many(task_type, payloads, **options))
-
-    def get(self, task: Any) -> TaskInfo:
-        return self.run(lambda client: client.get(task))
-
-    def wait(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
-        return self.run(lambda client: client.wait(task, timeout))
-
-    def result(self, task: Any, timeout: Duration | None = None) -> Any:
-        return self.run(lambda client: client.result(task, timeout))
-
-    def cancel(self, task: Any) -> str:
-        return self.run(lambda client: client.cancel(task))
-
-    def queues(self) -> list[dict[str, Any]]:
-        return self.run(lambda client: client.queues())
-
-    def workers(self) -> list[dict[str, Any]]:
-        return self.run(lambda client: client.workers())
-
-    def broker(self) -> dict[str, Any]:
-        return self.run(lambda client: client.broker())

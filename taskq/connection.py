@@ -1,7 +1,8 @@
 """The asyncio shell around a Link: connects (again and again, with backoff and jitter), feeds it frames, writes what it wants sent, keeps its time.
 
 Client, worker runner and keeper use the same `Channel`, with one callback `on_event(Event)`.  All that leaves within one turn of the loop is one
-write.  A Channel belongs to the loop in which `start` was called and is not thread-safe.
+write.  A Channel belongs to the loop in which `start` was called and is not thread-safe.  Who drives that loop may, while it does not run, send with
+`flush` and read with `read`, which spares the turns of the loop; whatever is not that simple is left to the loop.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ BACKOFF_BASE_S = 0.05
 BACKOFF_MAX_S = 5.0
 BACKOFF_STEPS_MAX = 10
 PAUSE_S_MAX = 30.0
+READ_BYTES = 256 << 10
 TIMER_S_MAX = 3_600.0
 # scheme → whether it is TLS
 SCHEMES = {"": False, "taskq": False, "tls": True}
@@ -129,11 +131,14 @@ class _Protocol(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.gone = asyncio.Event()
+        self.fd = -1
         self.writable = True
         self.heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        if os.name == "posix" and not self.channel.address.tls:
+            self.fd = transport.get_extra_info("socket").fileno()
         low, high = WRITE_BUFFER_BYTES
         self.transport.set_write_buffer_limits(high=high, low=low)
         self.channel._connected(self)
@@ -298,6 +303,33 @@ class Channel:
         self.link.credit(free)
         self._flush_soon()
 
+    # ---- past the loop, while it does not run
+
+    @property
+    def fd(self) -> int:
+        """The socket to wait for, for `read`; -1 if only the loop can read: no connection, or TLS, or no file descriptors for sockets here."""
+        protocol = self._protocol
+        return -1 if protocol is None or protocol.closed.done() or protocol.transport is None else protocol.fd
+
+    def flush(self) -> None:
+        """Send what was asked for, now and not at the end of this turn."""
+        self._flush()
+
+    def read(self) -> bool:
+        """Take what has arrived; False if that is for the loop to do."""
+        protocol = self._protocol
+        try:
+            data = os.read(self.fd, READ_BYTES)
+        except OSError:
+            return False
+        if data and protocol is not None:
+            protocol.data_received(data)
+        return bool(data)
+
+    def patience_s(self) -> float:
+        """So long the loop need not run for the sake of this channel."""
+        return max(0.0, self.link.wake_at / 1000 - self.loop.time())
+
     # ---- turns
 
     def _now_ms(self) -> int:
@@ -345,10 +377,13 @@ class Channel:
     def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self._turn_over)
+
+    def _turn_over(self) -> None:
+        self._flushing = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flushing = False
         protocol = self._protocol
         if protocol is not None and protocol.writable and protocol.transport is not None and not protocol.transport.is_closing():
             self._write(protocol.transport)

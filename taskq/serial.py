@@ -41,19 +41,15 @@ def encode_arguments(arguments: dict[str, Any] | list[Any], task_type: str) -> b
 def decode(payload: Payload, encoding: int) -> Any:
     """The value behind a payload or result; ValueError when the bytes are not what the encoding says."""
     if encoding == MSGPACK:
-        return _decode_msgpack(payload)
+        try:
+            return msgpack.unpackb(payload, strict_map_key=False)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ValueError(f"not valid msgpack: {error or type(error).__name__}") from None
     if encoding == JSON:
         return _decode_json(payload)
     if encoding == BYTES:
         return bytes(payload)
     raise ValueError(f"unknown encoding {encoding}; known are {', '.join(ENCODINGS)}")
-
-
-def _decode_msgpack(payload: Payload) -> Any:
-    try:
-        return msgpack.unpackb(payload, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ValueError(f"not valid msgpack: {error or type(error).__name__}") from None
 
 
 def _decode_json(payload: Payload) -> Any:

@@ -121,6 +121,14 @@ class TestFrames:
             assert ids.is_valid(handle.raw) and ids.slot_of_id(handle.raw) == ids.slot_of_queue("email")
             assert 0 <= ids.ms_of_id(handle.raw) - BROKER_MS < 10_000
 
+    async def test_the_ids_of_a_frame_are_each_new_and_carry_slot_and_time(self) -> None:
+        async with scripted() as (broker, client):
+            await client.enqueue_many("t", [{}] * FRAME_TASKS_MAX, queue="email")
+            made = ids.split(broker.enqueues[0].ids, ids.ID_BYTES)
+            assert len(set(made)) == len({each[8:] for each in made}) == FRAME_TASKS_MAX and all(map(ids.is_valid, made))
+            assert {ids.slot_of_id(each) for each in made} == {ids.slot_of_queue("email")}
+            assert all(BROKER_MS <= ids.ms_of_id(each) < BROKER_MS + 60_000 for each in made)
+
     async def test_a_task_that_comes_with_an_id_is_flagged_and_the_others_of_its_turn_are_not(self) -> None:
         async with scripted() as (broker, client):
             first = await client.enqueue("t", {"n": 1})

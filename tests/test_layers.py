@@ -24,6 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("options",),
     ("batch",),
     ("client",),
+    ("blocking",),
     ("app",),
     ("taskq",),
     ("testing",),
@@ -31,7 +32,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 # the broker and its clients share the core and the wire, and know nothing else of each other
 BROKER = {"storage", "gateway", "actors", "node"}
-CLIENTS = {"serial", "trust", "control", "handle", "connection", "worker", "options", "batch", "client", "app"}
+CLIENTS = {"serial", "trust", "control", "handle", "connection", "worker", "options", "batch", "client", "blocking", "app"}
 
 # values in, values out: time, randomness and whatever can wait are handed in
 PURE = ("core", "protocol", "gateway")

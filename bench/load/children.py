@@ -129,6 +129,13 @@ class Program:
                 raise queue.Empty
         raise RuntimeError(f"{self.name} ended without {pattern!r}:\n" + "\n".join(text for _, text in self._lines[-20:]))
 
+    def said(self, pattern: str) -> re.Match[str]:
+        """The last line so far that matches."""
+        found = [match for _, text in self._lines if (match := re.search(pattern, text))]
+        if not found:
+            raise RuntimeError(f"{self.name} did not say {pattern!r}:\n" + "\n".join(text for _, text in self._lines[-20:]))
+        return found[-1]
+
     def last_words(self, wait_s: float = WAIT_S) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.wait_for(r"^\{.*\}$", wait_s)[0])
         return found

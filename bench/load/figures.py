@@ -28,13 +28,16 @@ from taskq.storage.sqlite import finished_row
 QUEUE = "bench"
 LOOK_S = 0.002
 WARM_UP_TASKS = 2_000
+POOL_WARM_UP_TASKS = 200
+LOAD_S = 3.0
 
 Values = dict[str, float]
 
 
 @attrs.frozen
 class Settings:
-    """What a bench was asked for.  `tasks` is the number of the fast figures, slow ones take a part of it; `folder` holds the data folders."""
+    """What a bench was asked for.  `tasks` is the number of the fast figures, slow ones take a part of it; `folder` holds the data folders.
+    `rate`: tasks/s of the newest end to end run, 0: there was none."""
 
     tasks: int
     payload_bytes: int
@@ -42,6 +45,7 @@ class Settings:
     shards: int
     pending: int
     folder: str
+    rate: float = 0.0
 
     def part(self, divisor: int) -> int:
         return max(20, self.tasks // divisor)
@@ -58,22 +62,25 @@ class Broker:
     ran: list[int] = attrs.field(factory=list)
 
     @contextmanager
-    def worker(self) -> Iterator[tuple[Program, int]]:
-        """A worker that has a session, and the time when it got it."""
-        with Program.installed("worker", "--connect", self.url, "--app", "tasks", environ=environment()) as program:
+    def worker(self, **more: str) -> Iterator[tuple[Program, int]]:
+        """A worker that has a session, and the time when it got it; `more` goes into its environment."""
+        tally = self.data.parent / "tally"
+        tally.touch()
+        environ = {**environment(), "BENCH_TALLY": str(tally), **more}
+        with Program.installed("worker", "--connect", self.url, "--app", "tasks", environ=environ) as program:
             _, session_ns = program.wait_for_line("new session")
             yield program, session_ns
-        self.ran.append(int(program.wait_for(r"^runs=(\d+)$")[1]))
+        self.ran.append(int(program.said(r"^runs=(\d+)$")[1]) + tally.stat().st_size)
 
     @contextmanager
-    def producer(self, mode: str, tasks: int) -> Iterator[Program]:
+    def producer(self, mode: str, tasks: int, *more: object) -> Iterator[Program]:
         """A producer that waits for its start."""
-        with Program.python(HERE / "producer.py", mode, self.url, tasks, self.payload_bytes) as program:
+        with Program.python(HERE / "producer.py", mode, self.url, tasks, self.payload_bytes, *more) as program:
             program.wait_for("ready")
             yield program
 
-    def produce(self, mode: str, tasks: int) -> dict[str, Any]:
-        with self.producer(mode, tasks) as program:
+    def produce(self, mode: str, tasks: int, *more: object) -> dict[str, Any]:
+        with self.producer(mode, tasks, *more) as program:
             program.say("go")
             return program.last_words()
 
@@ -186,6 +193,47 @@ def latency(mode: str) -> Callable[[Settings], Values]:
     return measure
 
 
+def stages(settings: Settings) -> Values:
+    """Where the time from the call to the start of the function goes: call → bytes leave, on the way and in the broker, bytes arrive → start."""
+    with broker(settings) as running, running.worker(BENCH_STAGES="1"):
+        found = running.produce("stages", settings.part(500))["stages_us"]
+    return {f"{name} p50 µs": statistics.median(us) for name, us in found.items()}
+
+
+def latency_at(share: float) -> Callable[[Settings], Values]:
+    """At a share of the rate that end to end reached."""
+
+    def measure(settings: Settings) -> Values:
+        rate = share * (settings.rate or end_to_end(settings)["tasks/s"])
+        tasks = max(100, min(settings.tasks, int(rate * LOAD_S)))
+        with broker(settings) as running:
+            with running.worker() as (worker, _):
+                found = running.produce("at_rate", tasks, "delayed", rate)
+                finish(running.url, found["last"])
+            delays = worker.said(r"^delays p50_ms=(\S+) p99_ms=(\S+)$")
+        reached = tasks_per_s(tasks, found["started_ns"], found["ended_ns"])
+        return {"p50 ms": float(delays[1]), "p99 ms": float(delays[2]), **reached}
+
+    return measure
+
+
+def other_durability(durability: str, measure: Callable[[Settings], Values]) -> Callable[[Settings], Values]:
+    return lambda settings: measure(attrs.evolve(settings, durability=durability))
+
+
+def in_pool(task_type: str, divisor: int) -> Callable[[Settings], Values]:
+    """End to end with a task of another pool, whose threads or processes are there already."""
+
+    def measure(settings: Settings) -> Values:
+        tasks = settings.part(divisor)
+        with broker(settings) as running, running.worker():
+            finish(running.url, running.produce("batches", POOL_WARM_UP_TASKS, task_type)["last"])
+            found = running.produce("batches", tasks, task_type)
+            return tasks_per_s(tasks, found["started_ns"], finish(running.url, found["last"]))
+
+    return measure
+
+
 def memory(settings: Settings) -> Values:
     """How much the broker grows by pending tasks, once they are in the store as well."""
     with broker(settings) as running, Client(running.url) as client:
@@ -224,7 +272,13 @@ FIGURES: dict[str, Figure] = {
     "drain": Figure("drain", drain),
     "ceiling": Figure("end to end, the bare data flow", bare),
     "end_to_end": Figure("end to end", end_to_end),
+    "threads": Figure("end to end, sync function in a thread", in_pool("thread_noop", 2)),
+    "processes": Figure("end to end, sync function in a process", in_pool("process_noop", 10)),
     "latency": Figure("enqueue → start, at 100 tasks/s", latency("low_load")),
+    "stages": Figure("the same, where the time goes", stages),
+    "latency_os": Figure("the same, durability os", other_durability("os", latency("low_load"))),
+    "latency_10": Figure("the same, at 10 % of end to end", latency_at(0.1)),
+    "latency_70": Figure("the same, at 70 % of end to end", latency_at(0.7)),
     "round_trip": Figure("enqueue → result, one at a time", latency("round_trips")),
     "memory": Figure("memory of the broker for a pending task", memory),
     "worker_start": Figure("start of a worker", worker_start),

@@ -14,25 +14,37 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import machine
+import targets
 from figures import FIGURES, Settings, Values
 
 from taskq.config import BrokerConfig
 
 DURABILITIES = ("fsync", "os", "memory")
+LIMITS: dict[str, Callable[[Settings], float]] = {
+    "fdatasync of 4 KiB": lambda settings: machine.fdatasync_us(settings.folder),
+    "loopback echo": lambda settings: machine.echo_us(),
+}
 Rounds = dict[str, list[Values]]
 Pairs = dict[str, list[float]]
 
 
 def run(settings: Settings, names: list[str], rounds: int) -> Rounds:
-    found: Rounds = {name: [] for name in names}
+    """Each round begins with the limits of the machine, since they change with whatever else is on it."""
+    found: Rounds = {name: [] for name in (*LIMITS, *names)}
     for number in range(1, rounds + 1):
+        for name, limit in LIMITS.items():
+            found[name].append({"µs": limit(settings)})
         for name in names:
             progress(f"round {number} of {rounds}: {name}")
             found[name].append(FIGURES[name].measure(settings))
+            if name == "end_to_end":
+                settings = attrs.evolve(settings, rate=found[name][-1]["tasks/s"])
     progress("")
     return found
 
@@ -70,7 +82,7 @@ def describe(settings: Settings, rounds: int) -> dict[str, Any]:
 
 def show(found: Rounds) -> None:
     for name, values in found.items():
-        title = FIGURES[name].title
+        title = FIGURES[name].title if name in FIGURES else name
         for unit in values[0]:
             rows = [each[unit] for each in values]
             print(f"  {title:42} {number(statistics.median(rows)):>10} {unit:22} {spread(rows)}".rstrip())
@@ -120,18 +132,20 @@ def report(settings: Settings, names: list[str], rounds: int, file: Path | None)
     about = describe(settings, rounds)
     print(" ".join(f"{name}={value}" for name, value in about.items()), flush=True)
     others = machine.OtherLoad()
-    limits = machine.limits_us(settings.folder)
-    for name, us in limits.items():
-        print(f"  {name:42} {number(us):>10} µs", flush=True)
     found = run(settings, names, rounds)
     share = others.share()
+    limits = {name: statistics.median(each["µs"] for each in found[name]) for name in LIMITS}
     show(found)
     show_ratios(ratios(found), settings.durability)
+    reached = targets.judge(found, limits["fdatasync of 4 KiB"], limits["loopback echo"], settings.durability)
+    for line in targets.table(reached):
+        print(f"  {line}")
     if share > machine.BUSY:
         print(f"  other programs used {share:.0%} of the CPUs meanwhile: trust none of this, only the ratios a little")
     if file is not None:
-        figures = {name: {unit: [each[unit] for each in values] for unit in values[0]} for name, values in found.items()}
+        figures = {name: {unit: [each[unit] for each in values] for unit in values[0]} for name, values in found.items() if name in FIGURES}
         found_all = {"about": about, "limits_us": limits, "figures": figures, "ratios": ratios(found), "other_cpu_share": share}
+        found_all["targets"] = [attrs.asdict(each) for each in reached]
         file.write_text(json.dumps(found_all, indent=2) + "\n")
 
 

@@ -27,8 +27,8 @@ import msgpack
 
 from taskq.ids import make_id
 from taskq.storage.base import Row, WriteBatch
-from taskq.storage.journal import FileJournal
 from taskq.storage.chunks import chunks
+from taskq.storage.journal import FileJournal
 from taskq.storage.sqlite import SqliteStore, _bind_finished, _delete_tasks, _insert_finished, _insert_tasks, _transact
 
 PENDING, RUNNING, COMPLETED = 2, 3, 5

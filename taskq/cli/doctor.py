@@ -258,7 +258,7 @@ def doctor(context: click.Context, data: str | None, url: str | None, as_json: b
 
 def ask(url: str | None) -> tuple[dict[str, Any] | None, str]:
     """What the broker says of itself, or None and why."""
-    from taskq.client import Client
+    from taskq.blocking import Client
     from taskq.errors import TaskqError
 
     try:

@@ -26,7 +26,7 @@ from taskq.printable import printable
 from taskq.version import VERSION
 
 if TYPE_CHECKING:
-    from taskq.client import Client
+    from taskq.blocking import Client
     from taskq.handle import TaskInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -94,7 +94,7 @@ def talks(command: F) -> F:
 @contextmanager
 def connected(url: str | None) -> Iterator[Client]:
     """A client; what goes wrong becomes a line on stderr and an exit code."""
-    from taskq.client import Client
+    from taskq.blocking import Client
 
     context = click.get_current_context()
     try:

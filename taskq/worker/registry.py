@@ -38,25 +38,29 @@ class Verdict(NamedTuple):
 
 @attrs.frozen
 class Parameters:
-    """A function's parameters, prepared so that the common case (all arguments by name) is two set comparisons."""
+    """A function's parameters, prepared so that the common case (all arguments by name) is one comparison of sets.  `exact`: the names of such a
+    call, None if a call by name is not possible."""
 
     signature: inspect.Signature
     names: frozenset[str]
     required: frozenset[str]
     open_ended: bool
     by_name: bool
+    exact: frozenset[str] | None
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Parameters:
         signature = inspect.signature(function)
         found = signature.parameters.values()
         named = [p for p in found if p.kind in _BY_NAME[:2]]
+        names, by_name = frozenset(p.name for p in named), all(p.kind in _BY_NAME for p in found)
         return cls(
             signature=signature,
-            names=frozenset(p.name for p in named),
+            names=names,
             required=frozenset(p.name for p in named if p.default is p.empty),
             open_ended=any(p.kind is p.VAR_KEYWORD for p in found),
-            by_name=all(p.kind in _BY_NAME for p in found),
+            by_name=by_name,
+            exact=names if by_name else None,
         )
 
     def fits(self, arguments: Mapping[str, Any]) -> bool:
@@ -88,7 +92,7 @@ class Parameters:
         """A payload's value as (args, kwargs) of a valid call; TypeError when the function would not take them.  No payload (null) calls a
         function without parameters."""
         if isinstance(value, dict):
-            if self.fits(value):
+            if value.keys() == self.exact or self.fits(value):
                 return (), value
             if not all(isinstance(name, str) for name in value):
                 raise TypeError("the names of arguments must be text")

@@ -93,6 +93,10 @@ def _chunks(rows: list[T]) -> Iterator[list[T]]:
 
 def _chunks_by_size(rows: list[tuple[Job, bytes]]) -> Iterator[list[tuple[Job, bytes]]]:
     """At most FRAME_TASKS_MAX rows, and no row that would bring the results over FRAME_RESULT_BYTES unless it is alone."""
+    if len(rows) <= FRAME_TASKS_MAX and sum([len(row[1]) for row in rows]) <= FRAME_RESULT_BYTES:
+        if rows:
+            yield rows
+        return
     chunk: list[tuple[Job, bytes]] = []
     size = 0
     for row in rows:

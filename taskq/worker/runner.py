@@ -241,26 +241,32 @@ class Runner:
 
     def _deliver(self, message: m.Deliver) -> None:
         self._page.received = self._link.received
-        count = len(message.ids) // ids.ID_BYTES
-        columns = (message.task_types, message.encodings, message.attempts, message.timeouts_ms)
-        rows = zip(
-            ids.split(message.ids, ids.ID_BYTES),
-            ids.split(message.tokens, ids.TOKEN_BYTES),
-            message.payloads,
-            *(column(values, count) for values in columns),
-            strict=True,
-        )
-        get = self._tasks.get
-        jobs = [self._job(message.queue, get(row[3]), row) for row in rows]
-        known = [job for job in jobs if job.pool]
-        for job in jobs:
-            if not job.pool:
-                log.warning("%s: no such task type here; given back", job.label)
-                self._report(job, Handback(UNKNOWN_TYPE_DELAY_MS))
+        jobs = self._jobs_of(message)
+        unknown = [job for job in jobs if not job.pool]
+        known = [job for job in jobs if job.pool] if unknown else jobs
+        for job in unknown:
+            log.warning("%s: no such task type here; given back", job.label)
+            self._report(job, Handback(UNKNOWN_TYPE_DELAY_MS))
         if self._level:
             self._hand_back(known)
         else:
             self._guard.admit(known)
+
+    def _jobs_of(self, message: m.Deliver) -> list[Job]:
+        queue, count = message.queue, len(message.ids) // ids.ID_BYTES
+        heads = (ids.split(message.ids, ids.ID_BYTES), ids.split(message.tokens, ids.TOKEN_BYTES), message.payloads)
+        columns = (message.task_types, message.encodings, message.attempts, message.timeouts_ms)
+        same = all(len(values) == 1 for values in columns)
+        definition = self._tasks.get(message.task_types[0]) if same else None
+        if definition is None:
+            rows = zip(*heads, *(column(values, count) for values in columns), strict=True)
+            return [self._job(queue, self._tasks.get(row[3]), row) for row in rows]
+        _, (encoding,), (attempt,), (timeout_ms,) = columns  # one entry counts for all: looked at once
+        timeout_ms, pool = timeout_ms or definition.timeout_ms, self._pools[definition.name]
+        return [
+            Job(task_id, token, queue, definition, payload, encoding, attempt, timeout_ms, pool)
+            for task_id, token, payload in zip(*heads, strict=True)
+        ]
 
     def _hand_back(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -307,6 +313,7 @@ class Runner:
         for message in self._reports.take():
             self._channel.request(message, message)
         self._give_credit()
+        self._channel.flush()
         self._changed.set()
 
     def _give_credit(self) -> None:

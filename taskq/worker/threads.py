@@ -1,7 +1,10 @@
 """Threads for sync functions: a small pool whose slots can be replaced, since a thread cannot be killed.
 
-Jobs go in through a queue; what ended comes back to the loop in batches, one wake-up for all that ended meanwhile.  A job that is given up
-(timeout, drain) frees its slot at once; its thread ends by itself whenever the function returns, and its result is dropped.
+A wake-up of a thread costs more than a short function.  So jobs lie in one line, and a thread that has ended one takes the next by itself; at most
+one thread is on its way to the line at a time, and before it runs a job it wakes another one if more are waiting: short jobs are run by few threads,
+those that wait are soon run by as many as there are.  What ended comes back to the loop in batches, one wake-up for all that ended meanwhile.
+
+A job that is given up (timeout, drain) frees its slot at once; its thread ends by itself whenever the function returns, and its result is dropped.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from queue import SimpleQueue
+from time import monotonic
 
 from taskq.worker.context import CURRENT
 from taskq.worker.job import Job, Outcome, raised, succeeded
 
-Finished = Callable[[Job, Outcome], None]
+# job, outcome, the seconds that it ran
+Finished = Callable[[Job, Outcome, float], None]
 
 
 class ThreadPool:
@@ -26,8 +31,10 @@ class ThreadPool:
         self._loop = loop
         self._finished = finished
         self._context = copy_context()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._ended: deque[tuple[Job, Outcome]] = deque()
+        self._jobs: deque[Job] = deque()
+        self._wakes: SimpleQueue[bool] = SimpleQueue()
+        self._waking = False
+        self._ended: deque[tuple[Job, Outcome, float]] = deque()
         self._lock = threading.Lock()
         self._signalled = False
         self._threads = 0
@@ -40,7 +47,14 @@ class ThreadPool:
             self._threads += 1
             self._number += 1
             threading.Thread(target=self._work, name=f"taskq-task-{self._number}", daemon=True).start()
-        self._jobs.put(job)
+        self._jobs.append(job)
+        if not self._waking:
+            self._wake()
+
+    def _wake(self) -> None:
+        """One thread goes to the line.  Two that do this at once wake two, which harms nobody."""
+        self._waking = True
+        self._wakes.put(True)
 
     def give_up(self, job: Job) -> bool:
         """Count the job's slot as free although its thread goes on; False if the function has returned meanwhile and its outcome is on the way."""
@@ -55,21 +69,36 @@ class ThreadPool:
     def close(self) -> None:
         """End the threads that are idle; the others are daemons."""
         for _ in range(self._threads):
-            self._jobs.put(None)
+            self._wakes.put(False)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            outcome = self._context.copy().run(call, job)
-            with self._lock:
-                given_up = job.over
-                job.over = True
-            if given_up:
-                return
-            self._ended.append((job, outcome))
-            if not self._signalled:
-                self._signalled = True
-                if not self._wake_loop():
+        while self._wakes.get():
+            self._waking = False
+            while self._jobs:
+                try:
+                    job = self._jobs.popleft()
+                except IndexError:
+                    break  # another thread was faster
+                if self._jobs and not self._waking:
+                    self._wake()
+                if not self._run(job):
                     return
+
+    def _run(self, job: Job) -> bool:
+        """False if this thread is not needed any more."""
+        began_s = monotonic()
+        outcome = self._context.copy().run(call, job)
+        work_s = monotonic() - began_s
+        with self._lock:
+            given_up = job.over
+            job.over = True
+        if given_up:
+            return False
+        self._ended.append((job, outcome, work_s))
+        if self._signalled:
+            return True
+        self._signalled = True
+        return self._wake_loop()
 
     def _wake_loop(self) -> bool:
         try:
@@ -81,9 +110,8 @@ class ThreadPool:
     def _collect(self) -> None:
         self._signalled = False
         while self._ended:
-            job, outcome = self._ended.popleft()
             self._busy -= 1
-            self._finished(job, outcome)
+            self._finished(*self._ended.popleft())
 
 
 def call(job: Job) -> Outcome:

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from taskq.worker.context import CURRENT
-from taskq.worker.job import DRAINED, HANDBACK, LOST, NONE, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
+from taskq.worker.job import DRAINED, HANDBACK, LOST, NONE, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.process import ProcessPool
 from taskq.worker.settings import GRACE_S, PREFETCH_MAX, PREFETCH_S
@@ -180,7 +180,7 @@ class Workbench:
                 yielded = context.run(coroutine.send, None)
                 return Rest(coroutine, context, yielded, partial(self._enter_step, job), self._leave_step)
         except StopIteration as stop:
-            outcome = succeeded(definition, stop.value)
+            outcome = NULL if stop.value is None else succeeded(definition, stop.value)
         except BaseException as error:
             outcome = raised(definition, error)
         finally:
@@ -258,28 +258,36 @@ class Workbench:
 
     # ---- ending
 
-    def _thread_over(self, job: Job, outcome: Outcome) -> None:
+    def _thread_over(self, job: Job, outcome: Outcome, work_s: float | None = None) -> None:
+        """`work_s`: what it took in its thread; the time in the line before it says nothing about the work."""
         if self._thread_limits_ns.pop(job, 0):
             self._page.cells[THREADS] = min(self._thread_limits_ns.values(), default=0)
-        self._over(job, outcome)
+        self._over(job, outcome, work_s)
 
-    def _over(self, job: Job, outcome: Outcome) -> None:
+    def _over(self, job: Job, outcome: Outcome, work_s: float | None = None) -> None:
         job.over = True
         timer = self._timers.pop(job, None)
         if timer is not None:
             timer.cancel()
-        self._finish(job, outcome, monotonic() - job.started_s if job.started_s else self._work_s)
+        if work_s is None:
+            work_s = monotonic() - job.started_s if job.started_s else self._work_s
+        self._finish(job, outcome, work_s)
         self._wake()
 
     def _finish(self, job: Job, outcome: Outcome, work_s: float) -> None:
         self._running -= 1
         self._work_s += WEIGHT * (work_s - self._work_s)
         self._jobs.pop(job.token, None)
-        self._tell(job, outcome)
+        if job.ending:
+            self._tell(job, outcome)
+        else:
+            job.stop = None
+            self._report(job, outcome)
 
     def _tell(self, job: Job, outcome: Outcome) -> None:
+        """Report a job that was ended from outside."""
         job.stop = None
-        settled = settle(job, outcome) if job.ending else outcome
+        settled = settle(job, outcome)
         if settled is not None:
             self._report(job, settled)
 

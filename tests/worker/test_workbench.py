@@ -19,6 +19,7 @@ from taskq.worker.context import current_task
 from taskq.worker.job import CANCELLED, DRAINED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.page import Page
 from taskq.worker.registry import TaskDefinition, Verdict
+from taskq.worker.threads import ThreadPool
 from taskq.worker.workbench import Workbench
 
 APP = "taskq_tests_process_app"
@@ -99,6 +100,37 @@ async def test_a_sync_function_runs_in_a_thread(harness: Harness) -> None:
 
 async def test_a_sync_function_runs_on_the_loop_if_the_worker_says_so(harness: Harness) -> None:
     assert value(await harness.outcome(add_in_thread, 1, 2, pool="async")) == [3, True]
+
+
+async def test_sync_functions_that_wait_for_each_other_run_at_once() -> None:
+    harness = Harness(30)
+    meeting = threading.Barrier(30)
+    harness.bench.put([harness.job(meeting.wait, REPORT_S) for _ in range(30)])
+    assert sorted([value(await harness.report()) for _ in range(30)]) == list(range(30))
+    await harness.bench.close()
+
+
+async def test_short_sync_functions_behind_a_long_one_do_not_wait_for_it(harness: Harness) -> None:
+    release = threading.Event()
+    for _ in range(50):
+        release.clear()
+        harness.bench.put([harness.job(release.wait, REPORT_S), *(harness.job(add_in_thread, number, 0) for number in range(5))])
+        assert sorted([value(await harness.report())[0] for _ in range(5)]) == [0, 1, 2, 3, 4]
+        release.set()
+        assert value(await harness.report()) is True
+    assert harness.bench.idle
+
+
+async def test_the_time_that_a_sync_function_waits_in_the_line_is_no_measure_of_its_work() -> None:
+    """Else short functions would be fetched a few at a time."""
+    worked_s: asyncio.Queue[float] = asyncio.Queue()
+    pool = ThreadPool(asyncio.get_running_loop(), lambda job, outcome, work_s: worked_s.put_nowait(work_s))
+    job = Harness(1).job(add_in_thread, 1, 2)
+    job.begin(time.monotonic() - 100)
+    pool.start(job)
+    async with asyncio.timeout(REPORT_S):
+        assert await worked_s.get() < 50
+    pool.close()
 
 
 async def test_many_jobs_of_all_kinds_are_each_reported_once(harness: Harness) -> None:
