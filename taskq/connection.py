@@ -137,8 +137,9 @@ class _Protocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if os.name == "posix" and not self.channel.address.tls:
-            self.fd = transport.get_extra_info("socket").fileno()
+        sock = transport.get_extra_info("socket")
+        if sock is not None and os.name == "posix" and not self.channel.address.tls:
+            self.fd = sock.fileno()
         low, high = WRITE_BUFFER_BYTES
         self.transport.set_write_buffer_limits(high=high, low=low)
         self.channel._connected(self)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import attrs
 import machine
-from run import commit
+from machine import commit
 
 from peers import report
 from peers.contract import Peer
