@@ -15,6 +15,8 @@ from house import House, house
 from producer import FRAME_TASKS, Wish
 
 SHALLOW, DEEP, WINDOW, URGENT = 500_000, 10_000_000, 300_000, 1_000
+# what may be hot, and runs before a drain is measured; what is enqueued while it is, several times what may be dirty
+HOT, ENQUEUED = 250_000, 1_000_000
 MIB = 1 << 20
 RSS_MIB, RESTART_S, LATE_MS = 600, 5.0, 1_000
 FLAT, HALF = 0.9, 0.5
@@ -24,25 +26,29 @@ RATE_MIN, AHEAD_S = 15_000, 3.0
 
 def pending(settings: Settings) -> Iterator[Finding]:
     """All of one priority and type, then some urgent ones."""
-    shallow, deep, window = (whole_frames(settings.sized(full)) for full in (SHALLOW, DEEP, WINDOW))
-    rates: dict[str, list[float]] = {"enqueue": [], "drain": []}
-    with house(settings.folder, 3 * window + deep) as at:
+    shallow, deep, hot, many, window = (whole_frames(settings.sized(full)) for full in (SHALLOW, DEEP, HOT, ENQUEUED, WINDOW))
+    rates: dict[str, list[float]] = {"drain": [], "enqueue": []}
+    with house(settings.folder, deep + 2 * (hot + many + window)) as at:
         at.start()
         at.ready()
         enqueued = 0
         for depth in (shallow, deep):
-            fill = depth - window - (enqueued - len(at.notes))
+            fill = max(FRAME_TASKS, depth + hot - (enqueued - len(at.notes)))
             at.enqueue(Wish(fill, enqueued))
             at.settle()
-            rates["enqueue"].append(at.enqueue(Wish(window, enqueued + fill)))
-            enqueued += fill + window
-            yield Finding(f"enqueue, {depth:,} pending", rates["enqueue"][-1], "tasks/s")
+            at.drain(hot)
+            at.settle()
             rates["drain"].append(at.drain(window))
             yield Finding(f"drain, {depth:,} pending", rates["drain"][-1], "tasks/s")
+            at.settle()
+            rates["enqueue"].append(at.enqueue(Wish(many, enqueued + fill)))
+            enqueued += fill + many
+            yield Finding(f"enqueue, {depth - window:,} pending", rates["enqueue"][-1], "tasks/s")
         yield from _flat("pending", rates, FLAT)
         bulk = len(at.notes)
         yield Finding("tasks out of their order", out_of_order(at.notes.numbers(), at.frames), "tasks", at_most=0)
         urgent = settings.sized(URGENT)
+        at.settle()
         at.enqueue(Wish(urgent, 1 << 40, priority=0))
         at.kill()
         yield _restart(at, urgent)

@@ -21,11 +21,21 @@ import attrs
 sys.path.insert(1, str(Path(__file__).parents[1] / "load"))
 
 import backlog
+import idle
 import machine
+import payloads
+import replay
+import wide
 from finding import Finding, Part, Settings
 
 PARTS: dict[str, Part] = {
     **backlog.PARTS,
+    "replay": replay.replay,
+    "payloads": payloads.payloads,
+    "queues": wide.queues,
+    "workers": wide.workers_part,
+    "both": wide.both,
+    "idle": idle.idle,
 }
 
 
