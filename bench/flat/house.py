@@ -63,7 +63,8 @@ class House:
         return self._broker
 
     def start(self) -> None:
-        flags = ["--listen", self.url, "--http", "127.0.0.1:0", "--data", str(self.data)]
+        # the one setting that is not its default: a little more than ten million wait for the deepest window
+        flags = ["--listen", self.url, "--http", "127.0.0.1:0", "--data", str(self.data), "--queue-tasks-max", "0"]
         self._broker = Program.installed("broker", *flags, environ=environment())
 
     def ready(self) -> None:

@@ -75,7 +75,7 @@ async def fulfil(client: AsyncClient, wish: Wish, data: bytes, rng: random.Rando
                 options = [Options(QUEUE, wish.priority, delay_ms=delay_of(wish, now_ms, rng)) for _ in numbers]
             told = await client._open().call(client._message(QUEUE, items, ["note"], options), DEADLINE_S)
             if set(told.outcomes) != {CREATED}:
-                raise RuntimeError(f"not every task of a frame was admitted: {told}")
+                raise RuntimeError(f"not every task of a frame was admitted: {told.errors[:1]}")
             answered.append(first)
 
     began_s = time.monotonic()
