@@ -135,7 +135,7 @@ class TestALoneCaller:
         assert set(readers) == {threading.current_thread()} and broker.connections == 1
 
     def test_keeps_the_connection_alive_while_it_calls_without_a_pause(self) -> None:
-        with scripted(heartbeat_ms=50) as (broker, client):
+        with scripted(heartbeat_ms=400) as (broker, client):
             until_s = time.monotonic() + WAIT_S
             beats = 0
             while beats < 3 and time.monotonic() < until_s:

@@ -281,7 +281,8 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
     assert program.returncode == 130, said
     assert "nothing was written" in said
     assert len(children) >= 2
-    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    _, left = psutil.wait_procs(children, timeout=1)
+    assert [child for child in left if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     assert list(tmp_path.iterdir()) == []
 
 
