@@ -165,10 +165,11 @@ class Queue:
 
     def shared(self, options: Options) -> Options:
         """The same options as one object with those of the task before, if they are equal: then they are compared at no cost."""
-        if self._options != options:
-            self._options, self._line = options, self.line(options.priority, options.task_type)
-        assert self._options is not None
-        return self._options
+        known = self._options
+        if known is not None and known == options:
+            return known
+        self._options, self._line = options, self.line(options.priority, options.task_type)
+        return options
 
     def line_of(self, task: Task) -> Line:
         """The task's line; nearly always that of the task before, which came in the same frame and shares its options."""

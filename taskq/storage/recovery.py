@@ -55,7 +55,7 @@ class Recovered:
 class Lineless(Queue):
     """A queue that nobody takes from: its tasks stand in no line."""
 
-    def line_of(self, task: Task) -> Line:
+    def line(self, priority: int, task_type: str) -> Line:
         return NO_LINE
 
 
@@ -63,10 +63,16 @@ class NoLine(Line):
     def add(self, task: Task) -> None:
         pass
 
+    def extend(self, tasks: list[Task]) -> None:
+        pass
+
     def give_back(self, task: Task) -> None:
         pass
 
     def remove(self, task: Task) -> None:
+        pass
+
+    def remove_all(self, tasks: list[Task]) -> None:
         pass
 
 
