@@ -11,74 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from scripted import Scripted, created
 
 from taskq import AsyncClient, BrokerUnavailable, Client, ResultTimeout, testing
 from taskq.core import messages as m
 from taskq.errors import NotFound
-from taskq.protocol.codec import encode
 from taskq.protocol.frames import RESENT, Frame
 from taskq.protocol.framing import FrameDecoder
 
 WAIT_S = 20
-Reply = Callable[[Frame], list[Any]]
-
-
-def created(frame: Frame) -> list[Any]:
-    count = len(frame.message.payloads)
-    return [m.Enqueued(frame.message.ids, bytes(count), bytes([2]) * count, m.FSYNC)]
-
-
-class Scripted:
-    """A broker on a loop of its own, in a thread.  It answers each request but greetings and heartbeats by the next entry of its script, and then as
-    if all were well; None among the answers closes the connection."""
-
-    def __init__(self, heartbeat_ms: int = 5_000) -> None:
-        self.heartbeat_ms = heartbeat_ms
-        self.script: list[Reply] = []
-        self.frames: list[Frame] = []
-        self.connections = 0
-        self.beats = threading.Semaphore(0)
-        self.url = ""
-
-    def answers(self, frame: Frame) -> list[Any]:
-        match frame.message:
-            case m.Hello():
-                self.connections += 1
-                return [m.Welcome(b"s" * 16, b"k" * 32, 2_000_000_000_000, 1, self.heartbeat_ms, 15_000, {"payload_bytes_max": 1 << 20})]
-            case m.Heartbeat():
-                self.beats.release()
-                return [m.Beat(b"", b"")]
-            case m.Bye():
-                return [m.Ok()]
-        self.frames.append(frame)
-        return (self.script.pop(0) if self.script else created)(frame)
-
-
-class Connection(asyncio.Protocol):
-    def __init__(self, broker: Scripted) -> None:
-        self.broker = broker
-        self.decoder = FrameDecoder(64 << 20)
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        for frame in self.decoder.feed(data):
-            for answer in self.broker.answers(frame):
-                self.answer(answer if isinstance(answer, Frame) else Frame(0, frame.seq, answer))
-
-    def answer(self, answer: Frame) -> None:
-        if answer.message is None:
-            self.transport.abort()
-        else:
-            self.transport.write(b"".join(encode(answer.message, answer.seq, 0)))
 
 
 @contextmanager
 def scripted(heartbeat_ms: int = 5_000) -> Iterator[tuple[Scripted, Client]]:
-    broker, loop = Scripted(heartbeat_ms), asyncio.new_event_loop()
-    server = loop.run_until_complete(loop.create_server(lambda: Connection(broker), "127.0.0.1", 0))
-    broker.url = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    broker, loop = Scripted(heartbeat_ms=heartbeat_ms), asyncio.new_event_loop()
+    server = loop.run_until_complete(broker.listen())
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:

@@ -8,72 +8,25 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from scripted import BROKER_MS, Reply, Scripted, created
 
 from taskq import AsyncClient, BrokerUnavailable, Client, EnqueueError, ResultTimeout, TaskCancelled, TaskHandle, ids, testing
 from taskq.batch import FRAME_TASKS_MAX
 from taskq.connection import Address, backoff_s
 from taskq.core import messages as m
 from taskq.errors import BadRequest, ConfigError, NotFound, PayloadTooLarge, VersionUnsupported
-from taskq.protocol.codec import encode
 from taskq.protocol.frames import RESENT, Frame
-from taskq.protocol.framing import FrameDecoder
-
-BROKER_MS = 2_000_000_000_000
-Reply = Callable[[Frame], list[Any]]
-
-
-def created(frame: Frame) -> list[Any]:
-    count = len(frame.message.payloads)
-    return [m.Enqueued(frame.message.ids, bytes(count), bytes([2]) * count, m.FSYNC)]
-
-
-class Scripted:
-    """A broker that greets, and answers each other request by the next entry of its script, and then as if all were well.  An entry gives the
-    answers to a frame; None in them closes the connection."""
-
-    def __init__(self, *script: Reply) -> None:
-        self.script = list(script)
-        self.frames: list[Frame] = []
-        self.url = ""
-
-    def answers(self, frame: Frame) -> list[Any]:
-        match frame.message:
-            case m.Hello():
-                return [m.Welcome(b"s" * 16, b"k" * 32, BROKER_MS, 1, 5_000, 15_000, {"payload_bytes_max": 1 << 20})]
-            case m.Bye():
-                return [m.Ok()]
-        self.frames.append(frame)
-        return (self.script.pop(0) if self.script else created)(frame)
-
-    @property
-    def enqueues(self) -> list[m.Enqueue]:
-        return [frame.message for frame in self.frames if isinstance(frame.message, m.Enqueue)]
-
-
-class Connection(asyncio.Protocol):
-    def __init__(self, broker: Scripted) -> None:
-        self.broker = broker
-        self.decoder = FrameDecoder(64 << 20)
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        for frame in self.decoder.feed(data):
-            for answer in self.broker.answers(frame):
-                self.transport.abort() if answer is None else self.transport.write(b"".join(encode(answer, frame.seq, 0)))
 
 
 @asynccontextmanager
 async def scripted(*script: Reply, deadline: float = 5.0) -> AsyncIterator[tuple[Scripted, AsyncClient]]:
     broker = Scripted(*script)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(broker), "127.0.0.1", 0)
-    broker.url = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await broker.listen()
     async with AsyncClient(broker.url, deadline=deadline, rng=random.Random(1)) as client:
         yield broker, client
     server.close()
@@ -201,8 +154,9 @@ class TestTrouble:
             def answers(self, frame: Frame) -> list[Any]:
                 return [m.Error("VERSION_UNSUPPORTED", "this broker speaks version 9")]
 
-        server = await asyncio.get_running_loop().create_server(lambda: Connection(Old()), "127.0.0.1", 0)
-        async with AsyncClient(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        old = Old()
+        server = await old.listen()
+        async with AsyncClient(old.url) as client:
             with pytest.raises(VersionUnsupported, match="version 9"):
                 await client.enqueue("t")
         server.close()
