@@ -21,6 +21,7 @@ from children import HERE, WAIT_S, Program, Rate
 
 import taskq
 from taskq import Client
+from taskq.config import BrokerConfig
 from taskq.core.task import COMPLETED
 from taskq.storage.base import COLUMNS
 from taskq.storage.sqlite import finished_row
@@ -30,6 +31,10 @@ LOOK_S = 0.002
 WARM_UP_TASKS = 2_000
 POOL_WARM_UP_TASKS = 200
 LOAD_S = 3.0
+# of `sustained`: how many finished tasks a broker keeps, by the tasks of the fast figures (the default setting, by the default of the bench), and
+# how often that many it finishes, so that it deletes two for each that it keeps
+KEPT_PARTS, KEPT_TIMES = 10, 3
+SLOW_PER_S = 5_000
 
 Values = dict[str, float]
 
@@ -45,6 +50,7 @@ class Settings:
     shards: int
     pending: int
     folder: str
+    finished_rows_max: int = BrokerConfig().finished_rows_max
     rate: float = 0.0
 
     def part(self, divisor: int) -> int:
@@ -53,12 +59,13 @@ class Settings:
 
 @attrs.frozen
 class Broker:
-    """A running broker.  `ran` is filled when a worker ends: how many tasks it ran."""
+    """A running broker.  `made`: how many tasks each producer was to enqueue.  `ran` is filled when a worker ends: how many it ran."""
 
     program: Program
     url: str
     data: Path
     payload_bytes: int
+    made: list[int] = attrs.field(factory=list)
     ran: list[int] = attrs.field(factory=list)
 
     @contextmanager
@@ -75,6 +82,7 @@ class Broker:
     @contextmanager
     def producer(self, mode: str, tasks: int, *more: object) -> Iterator[Program]:
         """A producer that waits for its start."""
+        self.made.append(tasks)
         with Program.python(HERE / "producer.py", mode, self.url, tasks, self.payload_bytes, *more) as program:
             program.wait_for("ready")
             yield program
@@ -95,12 +103,13 @@ def broker(settings: Settings) -> Iterator[Broker]:
         data = Path(folder) / "data"
         flags = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data", str(data)]
         flags += ["--shards", str(settings.shards), "--durability", settings.durability]
+        flags += ["--finished-rows-max", str(settings.finished_rows_max)]
         with Program.installed("broker", *flags, environ=environment()) as program:
             url = program.wait_for(r"^taskq-broker listening tcp=(\S+)")[1]
             running = Broker(program, url, data, settings.payload_bytes)
             yield running
         if running.ran:
-            check_each_once(data / "store.sqlite", sum(running.ran))
+            check_each_once(data / "store.sqlite", sum(running.made), sum(running.ran), settings.finished_rows_max)
 
 
 def environment() -> dict[str, str]:
@@ -109,14 +118,15 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(Path(taskq.__file__).parents[1])}
 
 
-def check_each_once(store: Path, ran: int) -> None:
+def check_each_once(store: Path, made: int, ran: int, kept_max: int) -> None:
+    """RuntimeError unless as many ran as were enqueued, none is left, and what is kept is completed, once: all of them, or the newest `kept_max`."""
     with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as connection:
         rows = [finished_row(*row) for row in connection.execute("SELECT id, finished_ms, body, payload, result FROM finished")]
         left = connection.execute("SELECT count(*) FROM tasks").fetchone()[0]
     completed = [row[ID] for row in rows if row[STATE] == COMPLETED]
-    if not ran == len(completed) == len(set(completed)) == len(rows) or left:
+    if not made == ran >= len(rows) == len(completed) == len(set(completed)) >= min(ran, kept_max) or left:
         raise RuntimeError(
-            f"the workers ran {ran} tasks, the broker has {len(completed)} completed ones with {len(set(completed))} ids, "
+            f"of {made} tasks the workers ran {ran}, the broker has {len(completed)} completed ones with {len(set(completed))} ids, "
             f"{len(rows) - len(completed)} that ended otherwise and {left} that did not end"
         )
 
@@ -170,10 +180,16 @@ def end_to_end(settings: Settings) -> Values:
         programs = {"broker": running.program, "worker": worker, "producer": producer}
         before = {name: program.cpu_s() for name, program in programs.items()}
         producer.say("go")
-        found = producer.last_words()
+        found = producer.last_words(WAIT_S + tasks / SLOW_PER_S)
         ended_ns = finish(running.url, found["last"])
         cpu_us = {name: (program.cpu_s() - before[name]) / tasks * 1e6 for name, program in programs.items()}
     return _end_to_end(Rate(tasks_per_s(tasks, found["started_ns"], ended_ns)["tasks/s"], cpu_us))
+
+
+def sustained(settings: Settings) -> Values:
+    """End to end for so long that everything is paid: flushes, the rows of the store, and their deletion beyond those that are kept."""
+    kept = KEPT_PARTS * settings.tasks
+    return end_to_end(attrs.evolve(settings, tasks=KEPT_TIMES * kept, finished_rows_max=kept))
 
 
 def bare(settings: Settings) -> Values:
@@ -272,6 +288,7 @@ FIGURES: dict[str, Figure] = {
     "drain": Figure("drain", drain),
     "ceiling": Figure("end to end, the bare data flow", bare),
     "end_to_end": Figure("end to end", end_to_end),
+    "sustained": Figure("end to end, 30 times as many tasks", sustained),
     "threads": Figure("end to end, sync function in a thread", in_pool("thread_noop", 2)),
     "processes": Figure("end to end, sync function in a process", in_pool("process_noop", 10)),
     "latency": Figure("enqueue → start, at 100 tasks/s", latency("low_load")),

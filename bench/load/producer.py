@@ -103,7 +103,7 @@ async def stages(client: AsyncClient, tasks: int, payload: dict[str, bytes]) -> 
     Channel._write = noted  # type: ignore[method-assign]
     rows: list[tuple[int, int, TaskHandle[Any]]] = []
     await (await client.enqueue("stages", payload, queue=QUEUE)).result(timeout=30)
-    for _ in range(tasks):
+    for _ in range(tasks - 1):
         await asyncio.sleep(1 / LOW_LOAD_PER_S)
         begin_ns = time.monotonic_ns()
         handle = await client.enqueue("stages", payload, queue=QUEUE)

@@ -121,8 +121,6 @@ def main() -> None:
     names = [name for name in FIGURES if name in options.only.split(",")]
     if unknown := set(options.only.split(",")) - set(FIGURES):
         parser.error(f"--only: no such figure: {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
-    if options.tasks > BrokerConfig().finished_rows_max:
-        parser.error(f"--tasks: at most {BrokerConfig().finished_rows_max:,}, since a broker keeps no more finished tasks to be counted")
     with tempfile.TemporaryDirectory(dir=os.path.abspath(options.folder), prefix="taskq-bench-") as folder:
         settings = Settings(options.tasks, options.payload_bytes, options.durability, options.shards, options.pending, folder)
         report(settings, names, options.rounds, options.json)

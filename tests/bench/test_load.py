@@ -115,9 +115,12 @@ async def test_a_run_counts_only_if_each_task_that_ran_is_kept_as_completed(tmp_
     store = SqliteStore(tmp_path / "store.sqlite")
     await store.open()
     await store.close()
-    check_each_once(store.path, 0)
-    with pytest.raises(RuntimeError, match="ran 1 tasks, the broker has 0 completed"):
-        check_each_once(store.path, 1)
+    check_each_once(store.path, made=0, ran=0, kept_max=10)
+    check_each_once(store.path, made=3, ran=3, kept_max=0)
+    with pytest.raises(RuntimeError, match="of 1 tasks the workers ran 1, the broker has 0 completed"):
+        check_each_once(store.path, made=1, ran=1, kept_max=10)
+    with pytest.raises(RuntimeError, match="of 3 tasks the workers ran 4, "):
+        check_each_once(store.path, made=3, ran=4, kept_max=0)
 
 
 def test_a_run_counts_only_if_no_program_complained(tmp_path: Path) -> None:
