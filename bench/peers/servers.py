@@ -46,8 +46,10 @@ def serving(command: list[str], port: int, data: Path | None) -> Iterator[Server
 
 @contextmanager
 def taskq(context: Context) -> Iterator[Server]:
-    """The broker of the load bench: default settings, durability fsync."""
-    settings = figures.Settings(context.tasks, 0, context.settings["durability"], context.settings["shards"], 0, str(context.folder))
+    """The broker of the load bench: default settings, durability fsync, but for the finished tasks that it keeps: a third of those that it finishes,
+    so that it has to delete as a broker has that runs for long."""
+    kept = max(1, context.tasks // 3)
+    settings = figures.Settings(context.tasks, 0, context.settings["durability"], context.settings["shards"], 0, str(context.folder), kept)
     with figures.broker(settings) as running:
         yield Server(int(running.url.rsplit(":", 1)[1]), (running.program,), running.data)
 

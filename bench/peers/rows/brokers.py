@@ -71,5 +71,5 @@ BEANSTALKD_FSYNC = attrs.evolve(
     durability="fsync before the ack",
     serve=servers.beanstalkd(synced=True),
     rough=Rough(one_by_one=1_900, bulk=4_300, drain=4_200, end_to_end=2_000),
-    tasks_max=100_000,
+    tasks_max=30_000,
 )

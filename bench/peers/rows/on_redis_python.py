@@ -25,7 +25,7 @@ CELERY = Peer(
         Tried("Redis: appendfsync", "off, always", "off", "in an earlier run, drain 1,363 and 569; always is durable at ack"),
         Tried("sending many", "group, one by one with one producer", "one by one", "in an earlier run: a group sends one by one as well"),
     ),
-    tasks_max=20_000,
+    tasks_max=10_000,
 )
 
 DRAMATIQ = Peer(
@@ -37,12 +37,13 @@ DRAMATIQ = Peer(
     needs=NEEDS,
     versions=("pip:dramatiq", "pip:redis", "redis-server"),
     rough=Rough(one_by_one=2_400, bulk=2_200, drain=3_900, end_to_end=2_400),
-    settings={"processes": 1, "threads": 8, "prefetch": 1_000},
+    settings={"processes": 1, "threads": 8, "prefetch": 100},
     tried=(
         Tried("processes × threads", "1 × 2, 1 × 8, 2 × 4, 2 × 8", "1 × 8", "1,114 / 808, 1,932 / 1,398, 1,538 / 838, 2,207 / 737"),
-        Tried("prefetch", "0 (its default), 100, 1000", "1000", "1,662 / 960, 1,538 / 838, 1,916 / 1,570"),
+        Tried("prefetch", "0 (its default), 100, 1000", "100", "1,662 / 960, 1,538 / 838, 1,916 / 1,570"),
+        Tried("prefetch, with 3,000 tasks", "100, 1000", "100", "2,130 / 3,100, 1,800 / 2,200"),
     ),
-    tasks_max=50_000,
+    tasks_max=30_000,
 )
 
 RQ = Peer(
@@ -59,7 +60,7 @@ RQ = Peer(
         Tried("worker", "simple, fork", "simple", "102 / 55, 19 / 21"),
         Tried("batch of enqueue_many", "100, 1000", "1000", "bulk 2,970 and 2,740; the same within the noise"),
     ),
-    tasks_max=10_000,
+    tasks_max=5_000,
 )
 
 SAQ = Peer(
@@ -78,7 +79,7 @@ SAQ = Peer(
         Tried("result_poll", "0.5 (its default), 0.002", "0.002", "result round trip 1,010 ms and 6 ms"),
         Tried("Redis: appendfsync", "off, always", "off", "in an earlier run, drain 1,725 and 1,624; always is durable at ack"),
     ),
-    tasks_max=30_000,
+    tasks_max=20_000,
 )
 
 ARQ = Peer(
@@ -96,7 +97,7 @@ ARQ = Peer(
         Tried("batch that is enqueued at once", "100, 1000", "1000", "123 / 103, 122 / 135"),
         Tried("poll_delay", "0.5 (its default), 0.005", "0.005", "in an earlier run, latency p50 280 ms and 7 ms"),
     ),
-    tasks_max=20_000,
+    tasks_max=10_000,
 )
 
 HUEY = Peer(
@@ -108,7 +109,10 @@ HUEY = Peer(
     needs=NEEDS,
     versions=("pip:huey", "pip:redis", "redis-server"),
     rough=Rough(one_by_one=3_500, bulk=3_500, drain=3_350, end_to_end=2_440),
-    settings={"workers": 2, "worker_type": "thread"},
-    tried=(Tried("workers × worker_type", "2 × thread", "2 × thread", "no other was tried"),),
-    tasks_max=50_000,
+    settings={"workers": 2, "worker_type": "process"},
+    tried=(
+        Tried("workers × thread, with 3,000 tasks", "1, 2, 8", "2", "1,360 / 1,640, 1,950 / 2,040, 1,660 / 2,100"),
+        Tried("worker_type × 2, with 3,000 tasks", "thread, process, greenlet", "process", "1,950 / 2,040, 2,840 / 2,560, greenlet does not start"),
+    ),
+    tasks_max=30_000,
 )
