@@ -63,6 +63,7 @@ class Runner:
         self._reports = Reports()
         self._flushing = False
         self._taking = False
+        self._leaving = False
         self._level = 0
         self._code = 0
         self._changed = asyncio.Event()
@@ -99,6 +100,7 @@ class Runner:
         pulse.add_done_callback(self._pulse_over)
         await self._until(lambda: self._level > 0, None)
         await self._drain()
+        self._leaving = True
         pulse.cancel()
         await self._channel.stop()
         await self._bench.close()
@@ -240,6 +242,8 @@ class Runner:
     # ---- what the broker pushes
 
     def _deliver(self, message: m.Deliver) -> None:
+        if self._leaving:
+            return  # granted before the subscription ended; Bye gives it back
         self._page.received = self._link.received
         jobs = self._jobs_of(message)
         unknown = [job for job in jobs if not job.pool]

@@ -210,6 +210,20 @@ async def test_stopping_finishes_what_runs_and_gives_back_what_waits(broker: Any
     assert await session.running == 0
 
 
+async def test_a_task_that_comes_after_the_goodbye_is_left_to_it(broker: Any, session: Session, caplog: pytest.LogCaptureFixture) -> None:
+    """A shard may have granted it before the worker took its subscription back; the goodbye gives all leases back."""
+
+    def deliver_and_agree(peer: Any, bye: m.Bye) -> m.Ok:
+        broker.deliver(("double", [1]))
+        return m.Ok()
+
+    broker._answers[m.Bye] = deliver_and_agree
+    assert await session.stop() == 0
+    assert session.functions.runs == []
+    assert m.Release not in {type(frame.message) for _, frame in broker.seen}
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 async def test_a_second_stop_gives_everything_back_at_once(broker: Any, session: Session) -> None:
     tokens = broker.deliver(("wait", [1]), ("block", []))
     await session.functions.started.acquire()
