@@ -10,6 +10,7 @@
 # make disk-errors  syncs and writes that fail (RUNS=600)
 # make bench-peers  the same work for taskq and 13 other queues, side by side (ARGS='--only taskq,sidekiq --rounds 3', PLOT=1 to draw)
 # make bench-flat   what must not grow with what waits, beside its bounds (ARGS='--only pending --scale 0.1')
+# make bench-curves  rate and latency against payload size, workers, queues and backlog, as plots (ARGS='--only payloads --rounds 1')
 # make load    10,000 connections, a storm of them, peers that do not read or hardly send, a flood (ONLY=flood)
 # make corruption   damaged files (MUTATIONS=3000)
 
@@ -32,7 +33,7 @@ ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-.PHONY: demo test lint bench bench-micro bench-flat bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases load audit programs clean
+.PHONY: demo test lint bench bench-micro bench-flat bench-curves bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -53,6 +54,9 @@ bench-micro: $(VENV)/ready
 
 bench-flat: $(VENV)/ready
 	$(BIN)/python bench/flat/run.py $(ARGS)
+
+bench-curves: $(VENV)/ready
+	$(BIN)/python bench/curves/run.py $(ARGS)
 
 bench-peers: $(VENV)/ready
 	$(BIN)/python bench/peers/run.py $(if $(PLOT),--plot) $(ARGS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "load"))
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 from children import Program
 from figures import environment

@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "load"))
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 from children import last_words
 

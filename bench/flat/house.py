@@ -20,7 +20,7 @@ import psutil
 from children import Program
 from figures import environment
 from notes import Notes
-from producer import Wish
+from producer import QUEUE, Wish
 
 import taskq
 from taskq import Client
@@ -148,7 +148,7 @@ class House:
 
     def counts(self) -> dict[str, Any]:
         with Client(self.url) as client:
-            return next((row for row in client.queues() if row["queue"] == "flat"), {})
+            return next((row for row in client.queues() if row["queue"] == QUEUE), {})
 
     def end(self) -> None:
         self._end_producer()

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import attrs
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "load"))
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 from brokers import Broker, broker, workers
 from finding import Finding, Settings

@@ -48,7 +48,7 @@ class Notes:
 notes = Notes(Path(os.environ["FLAT_NOTES"])) if "FLAT_NOTES" in os.environ else None
 
 
-@app.task(queue="flat")
+@app.task(queue="q0")
 async def note(n: int, data: bytes) -> None:
     assert notes is not None
     notes.add(n, time.time_ns() // 1_000_000)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parents[1] / "load"), str(Path(__file__).parent)]
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 from children import Program, last_words
 from figures import environment

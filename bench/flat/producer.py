@@ -18,13 +18,13 @@ from typing import Any
 import attrs
 import msgpack
 import uvloop
-from children import PAYLOAD_OVERHEAD_BYTES, last_words
+from children import last_words
 
 from taskq import AsyncClient
 from taskq.core.messages import CREATED, MSGPACK
 from taskq.options import Options
 
-QUEUE = "flat"
+QUEUE = "q0"  # as in notes.py, and the first of those of crowd.py
 FRAME_TASKS = 1_000
 FRAMES_IN_FLIGHT = 16
 DEADLINE_S = 120.0
@@ -84,7 +84,7 @@ async def fulfil(client: AsyncClient, wish: Wish, data: bytes, rng: random.Rando
 
 
 async def serve(url: str, payload_bytes: int) -> None:
-    data, rng = bytes(max(0, payload_bytes - PAYLOAD_OVERHEAD_BYTES - len(msgpack.packb({"n": 1 << 32})))), random.Random(1)
+    data, rng = bytes(max(0, payload_bytes - len(msgpack.packb({"n": 1 << 32, "data": b""})))), random.Random(1)
     async with AsyncClient(url) as client:
         await client.queues()
         print("ready", flush=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import attrs
 
-sys.path += [str(Path(__file__).parents[1] / "load"), str(Path(__file__).parent)]
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 from children import Program
 from figures import environment

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-sys.path.insert(1, str(Path(__file__).parents[1] / "load"))
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 import backlog
 import idle

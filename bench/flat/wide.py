@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +19,12 @@ from typing import Any
 
 import attrs
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "load"))
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 import decisions
 from brokers import HERE, Broker, Crowd, broker, workers
 from children import Program
+from figures import spread_ms
 from finding import Finding, Part, Settings
 
 QUEUES = (1, 100, 10_000)
@@ -55,18 +54,17 @@ class Point:
 def measure(settings: Settings, x: int, queues: int, sessions: int) -> Point:
     tasks, few = settings.sized(TASKS), max(20, settings.sized(LATENCY_TASKS))
     with broker(settings.folder) as running, workers(running, sessions, queues=queues, credit=max(1, CREDIT // sessions)) as crowd:
-        _send(running, crowd, queues, min(tasks, 2 * queues), 0)  # each queue and each subscription is met once before the clock runs
+        send(running, crowd, queues, min(tasks, 2 * queues), 0)  # each queue and each subscription is met once before the clock runs
         cpu_s = running.program.cpu_s()
-        sent, counted = _send(running, crowd, queues, tasks, 0)
+        sent, counted = send(running, crowd, queues, tasks, 0)
         cpu_us = (running.program.cpu_s() - cpu_s) / tasks * 1e6
         rate = tasks / (max(each["last_ns"] for each in counted) - sent["started_ns"]) * 1e9
-        _, counted = _send(running, crowd, queues, few, LATENCY_PER_S)
-    us = [each for words in counted for each in words["us"]]
-    cuts = statistics.quantiles(us, n=100, method="inclusive")
-    return Point(x, rate, cpu_us, cuts[49] / 1000, cuts[98] / 1000)
+        _, counted = send(running, crowd, queues, few, LATENCY_PER_S)
+    spread = spread_ms([each for words in counted for each in words["us"]])
+    return Point(x, rate, cpu_us, spread["p50 ms"], spread["p99 ms"])
 
 
-def _send(running: Broker, crowd: Crowd, queues: int, tasks: int, per_s: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def send(running: Broker, crowd: Crowd, queues: int, tasks: int, per_s: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Enqueue so many tasks, and wait until each was acknowledged once."""
     before = sum(int(words["acked"]) for words in crowd.ask("count"))
     with Program.python(HERE / "spread.py", running.url, queues, tasks, FRAME_TASKS, per_s) as producer:

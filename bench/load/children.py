@@ -20,13 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import msgpack
 import psutil
 
 from taskq.worker.parent import die_with_parent
 
 WAIT_S = 120.0
 HERE = Path(__file__).parent
-PAYLOAD_OVERHEAD_BYTES = 8  # {"data": bytes} in msgpack, beside the bytes
 COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback")
 Line = tuple[int, str]
 
@@ -40,8 +40,9 @@ class Rate(NamedTuple):
 
 
 def make_payload(size: int) -> dict[str, bytes]:
-    """Arguments that are `size` bytes of msgpack."""
-    return {"data": bytes(max(0, size - PAYLOAD_OVERHEAD_BYTES))}
+    """Arguments that are `size` bytes of msgpack; of 0 bytes: none."""
+    around = len(msgpack.packb({"data": bytes(size)})) - size
+    return {"data": bytes(max(0, size - around))} if size else {}
 
 
 def last_words(**fields: Any) -> None:

@@ -30,6 +30,7 @@ QUEUE = "bench"
 LOOK_S = 0.002
 WARM_UP_TASKS = 2_000
 POOL_WARM_UP_TASKS = 200
+SINGLES_PART = 200
 LOAD_S = 3.0
 # of `sustained`: how many finished tasks a broker keeps, by the tasks of the fast figures (the default setting, by the default of the bench), and
 # how often that many it finishes, so that it deletes two for each that it keeps
@@ -204,7 +205,7 @@ def _end_to_end(rate: Rate) -> Values:
 def latency(mode: str) -> Callable[[Settings], Values]:
     def measure(settings: Settings) -> Values:
         with broker(settings) as running, running.worker():
-            return spread_ms(running.produce(mode, settings.part(200))["us"])
+            return spread_ms(running.produce(mode, settings.part(SINGLES_PART))["us"])
 
     return measure
 

@@ -20,12 +20,12 @@ tally = os.open(os.environ["BENCH_TALLY"], os.O_WRONLY | os.O_APPEND) if "BENCH_
 
 
 @app.task(queue="bench")
-async def noop(data: bytes) -> None:
+async def noop(data: bytes = b"") -> None:
     next(runs)
 
 
 @app.task(queue="bench")
-async def stamp(data: bytes) -> int:
+async def stamp(data: bytes = b"") -> int:
     """When it started, in nanoseconds of the clock that all processes of a machine share."""
     next(runs)
     return time.monotonic_ns()
