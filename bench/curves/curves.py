@@ -11,9 +11,12 @@ import attrs
 import brokers
 import figures
 import wide
+from backlog import HOT, WINDOW, miscounted
 from finding import Settings
 from house import House, house
 from producer import Wish
+
+from taskq.config import BrokerConfig
 
 KIB, MIB = 1 << 10, 1 << 20
 PAYLOADS = (0, 150, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB)
@@ -21,11 +24,8 @@ PAYLOAD_TASKS, PAYLOAD_TASKS_MIN, PAYLOAD_VOLUME = 100_000, 400, 256 * MIB
 WORKERS = (1, 3, 10, 30, 100, 300, 1_000)
 QUEUES = (1, 10, 100, 1_000, 10_000)
 BACKLOGS = (0, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
-# what runs before a drain is measured, so that the broker has to load from its store what runs then; what is measured; and what a worker that
-# ends may run beyond both
-HOT, WINDOW, SPARE = 250_000, 300_000, 20_000
-LATENCY_TASKS = 500
-SHARDS = 4
+# what a worker that ends may run beyond those that are measured
+SPARE = 20_000
 
 
 @attrs.frozen
@@ -42,9 +42,9 @@ def payloads(settings: Settings) -> Iterator[Point]:
     """As many tasks as make the same volume, but not more than of the smallest and not less than can be counted."""
     for size in PAYLOADS:
         tasks = settings.sized(max(PAYLOAD_TASKS_MIN, min(PAYLOAD_TASKS, PAYLOAD_VOLUME // max(1, size))))
-        of_figures = figures.Settings(tasks, size, "fsync", SHARDS, 0, str(settings.folder))
+        of_figures = figures.Settings(tasks, size, "fsync", BrokerConfig().shards, 0, str(settings.folder))
         rate = figures.end_to_end(of_figures)["tasks/s"]
-        singles = attrs.evolve(of_figures, tasks=figures.SINGLES_PART * _few(settings))
+        singles = attrs.evolve(of_figures, tasks=figures.SINGLES_PART * wide.few_of(settings))
         found = figures.latency("round_trips")(singles)
         yield Point(size, (rate,), found["p50 ms"], found["p99 ms"])
 
@@ -77,12 +77,14 @@ def backlog(settings: Settings) -> Iterator[Point]:
                 at.enqueue(Wish(missing, enqueued))
                 enqueued += missing
             at.settle()
-            latency = _beside(at, _few(settings))
+            latency = _beside(at, wide.few_of(settings))
             at.settle()
             enqueue = at.enqueue(Wish(more, enqueued))
             enqueued += more
             at.drain(hot)
             yield Point(depth, (at.drain(window), enqueue), *latency)
+        if wrong := miscounted(at, enqueued):
+            raise RuntimeError(f"{wrong} tasks were lost or ran twice")
 
 
 def _beside(at: House, tasks: int) -> tuple[float, float]:
@@ -92,10 +94,6 @@ def _beside(at: House, tasks: int) -> tuple[float, float]:
         _, counted = wide.send(running, crowd, 1, tasks, wide.LATENCY_PER_S)
     spread = figures.spread_ms([each for words in counted for each in words["us"]])
     return spread["p50 ms"], spread["p99 ms"]
-
-
-def _few(settings: Settings) -> int:
-    return max(20, settings.sized(LATENCY_TASKS))
 
 
 @attrs.frozen

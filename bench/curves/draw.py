@@ -8,29 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
 from curves import CURVES, Curve, Point
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from picture import FAINT, OURS, pyplot, save, unframe
 
-COLOURS = ("#d9480f", "#1864ab")
-FAINT = "#dee2e6"
-SALT = "taskq"  # the same picture is the same file
+COLOURS = (OURS, "#1864ab")
 
 
 def draw(found: Mapping[str, Sequence[Point]], file: Path) -> None:
-    pyplot.rcParams["svg.hashsalt"] = SALT
     figure, panels = pyplot.subplots(2, len(found), figsize=(4 * len(found), 6), sharex="col", squeeze=False)
     for (above, below), (name, points) in zip(panels.T, found.items(), strict=True):
         _column(above, below, CURVES[name], points)
     panels[0][0].set_ylabel("tasks/s")
     panels[1][0].set_ylabel("ms")
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, file)
 
 
 def _column(above: Axes, below: Axes, curve: Curve, points: Sequence[Point]) -> None:
@@ -49,5 +40,4 @@ def _column(above: Axes, below: Axes, curve: Curve, points: Sequence[Point]) -> 
         panel.set_ylim(low / 3, high * 3)
         panel.grid(color=FAINT, linewidth=0.5)
         panel.legend(frameon=False, fontsize=8)
-        for side in ("top", "right"):
-            panel.spines[side].set_visible(False)
+        unframe(panel)

@@ -54,7 +54,7 @@ def pending(settings: Settings) -> Iterator[Finding]:
         yield _restart(at, urgent)
         ran = at.notes.numbers(bulk)
         yield Finding("urgent tasks behind another", sum(number != 1 << 40 | place for place, number in enumerate(ran[:urgent])), "tasks", at_most=0)
-        yield Finding("tasks lost or doubled", _miscounted(at, enqueued + urgent), "tasks", at_most=0)
+        yield Finding("tasks lost or doubled", miscounted(at, enqueued + urgent), "tasks", at_most=0)
         yield _rss(at)
 
 
@@ -92,7 +92,7 @@ def delayed(how: str, rate_at_least: float) -> Part:
             at.kill()
             yield _restart(at, some)
             yield Finding("tasks that ran too early", early, "tasks", at_most=0)
-            yield Finding("tasks lost or doubled", _miscounted(at, enqueued + some), "tasks", at_most=0)
+            yield Finding("tasks lost or doubled", miscounted(at, enqueued + some), "tasks", at_most=0)
             yield _rss(at)
 
     return part
@@ -128,7 +128,7 @@ def _flat(what: str, rates: dict[str, list[float]], at_least: float) -> Iterator
         yield Finding(f"{name}, {what}: deep / shallow", deep / shallow, "", at_least=at_least)
 
 
-def _miscounted(at: House, enqueued: int) -> int:
+def miscounted(at: House, enqueued: int) -> int:
     """How many tasks ran twice, and by how many those that ran and those that are left are not those that were enqueued."""
     ran = at.notes.numbers()
     counts = at.counts()

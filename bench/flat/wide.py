@@ -52,7 +52,7 @@ class Point:
 
 
 def measure(settings: Settings, x: int, queues: int, sessions: int) -> Point:
-    tasks, few = settings.sized(TASKS), max(20, settings.sized(LATENCY_TASKS))
+    tasks, few = settings.sized(TASKS), few_of(settings)
     with broker(settings.folder) as running, workers(running, sessions, queues=queues, credit=max(1, CREDIT // sessions)) as crowd:
         send(running, crowd, queues, min(tasks, 2 * queues), 0)  # each queue and each subscription is met once before the clock runs
         cpu_s = running.program.cpu_s()
@@ -62,6 +62,11 @@ def measure(settings: Settings, x: int, queues: int, sessions: int) -> Point:
         _, counted = send(running, crowd, queues, few, LATENCY_PER_S)
     spread = spread_ms([each for words in counted for each in words["us"]])
     return Point(x, rate, cpu_us, spread["p50 ms"], spread["p99 ms"])
+
+
+def few_of(settings: Settings) -> int:
+    """How many tasks a latency is made of."""
+    return max(20, settings.sized(LATENCY_TASKS))
 
 
 def send(running: Broker, crowd: Crowd, queues: int, tasks: int, per_s: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

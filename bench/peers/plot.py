@@ -8,32 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-from matplotlib import pyplot
 from matplotlib.axes import Axes
+from picture import FAINT, OTHERS, OURS, pyplot, save, unframe
 
 from .contract import Peer
 from .report import BASE, FIGURES, Found, number
 
 PANELS = ("end_to_end", "drain", "bulk", "latency_p50")
-OURS, OTHERS = "#d9480f", "#868e96"
-SALT = "taskq"  # the same picture is the same file
 
 
 def draw(peers: Sequence[Peer], found: Found, depths: Sequence[int], file: Path) -> None:
     """A peer is shown at its greatest depth of those that were run."""
-    pyplot.rcParams["svg.hashsalt"] = SALT
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 0.35 * len(peers) + 1.5), sharey=True)
     for panel, name in zip(panels, PANELS, strict=True):
         _panel(panel, name, peers, found, depths)
     panels[0].set_yticks(range(len(peers)), [f"{peer.title} · {peer.durability.split(':')[0]}" for peer in peers])
     panels[0].invert_yaxis()
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, file)
 
 
 def _panel(panel: Axes, name: str, peers: Sequence[Peer], found: Found, depths: Sequence[int]) -> None:
@@ -49,7 +40,6 @@ def _panel(panel: Axes, name: str, peers: Sequence[Peer], found: Found, depths: 
     panel.set_title(f"{FIGURES[name].title}, {FIGURES[name].unit}", fontsize=9)
     panel.set_xscale("log")
     panel.margins(x=0.3)
-    panel.grid(axis="y", color="#dee2e6", linewidth=0.5)
+    panel.grid(axis="y", color=FAINT, linewidth=0.5)
     panel.set_axisbelow(True)
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
+    unframe(panel)

@@ -159,7 +159,7 @@ def settings(peers: Sequence[Peer], versions: Mapping[str, str]) -> str:
 
 SEEN = (
     "Pairs are drain / end to end in tasks a second, means of two small runs (300 to 2,000 tasks) that took turns on a machine busy with other work, "
-    "one after the other in the order of *tried*: they chose between settings, and say nothing else."
+    "one after the other in the order of *tried*, unless a row says otherwise: they chose between settings, and say nothing else."
 )
 
 
