@@ -53,11 +53,11 @@ class Crowd:
 
 
 @contextmanager
-def workers(running: Broker, count: int, *, queues: int = 1, credit: int = 0, beats: int = 1) -> Iterator[Crowd]:
-    """So many worker sessions in one or two processes, all subscribed to the queues q0, q1 …  They beat `beats` times as often as they should."""
+def workers(running: Broker, count: int, *, queues: int = 1, credit: int = 0) -> Iterator[Crowd]:
+    """So many worker sessions in one or two processes, all subscribed to the queues q0, q1 …"""
     shares = [share for share in (count - count // PROGRAMS, count // PROGRAMS) if share]
     with ExitStack() as stack:
-        programs = [stack.enter_context(Program.python(HERE / "crowd.py", running.url, share, queues, credit, beats)) for share in shares]
+        programs = [stack.enter_context(Program.python(HERE / "crowd.py", running.url, share, queues, credit)) for share in shares]
         for program in programs:
             program.wait_for("^ready")
         yield Crowd(programs)

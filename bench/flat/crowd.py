@@ -1,4 +1,4 @@
-"""Very many worker sessions in one process: `python crowd.py HOST:PORT SESSIONS QUEUES CREDIT BEATS`.
+"""Very many worker sessions in one process: `python crowd.py HOST:PORT SESSIONS QUEUES CREDIT`.
 
 Each session takes the queues q0 … and the task type `noop`, runs what it is given at once and acknowledges it; `noop` is no function, so that what is
 measured is the broker.  A payload begins with the nanoseconds (8 bytes) at which its task was enqueued.  It says `ready` when all sessions have
@@ -55,10 +55,10 @@ class Counted:
 
 
 class Worker:
-    def __init__(self, url: str, name: str, queues: list[str], credit: int, beats: int, counted: Counted) -> None:
+    def __init__(self, url: str, name: str, queues: list[str], credit: int, counted: Counted) -> None:
         self.channel = Channel(Address.parse(url), hello("worker", name), self._event)
         self.subscribed = asyncio.Event()
-        self._queues, self._credit, self._beats, self._counted = queues, credit, beats, counted
+        self._queues, self._credit, self._counted = queues, credit, counted
         self._acks: list[tuple[bytes, bytes]] = []
 
     def _event(self, event: Event | Any) -> None:
@@ -76,7 +76,6 @@ class Worker:
 
     def _keep_time(self, welcome: m.Welcome) -> None:
         """Sessions that were opened at once beat out of step all the same, as those of different machines do."""
-        welcome.heartbeat_ms //= self._beats
         link = self.channel.link
         link._beat_at = self.channel._now_ms() + random.randrange(welcome.heartbeat_ms)
         link._wake(link._beat_at)
@@ -97,12 +96,12 @@ class Worker:
 
 
 async def main() -> None:
-    url, (sessions, queues, credit, beats) = sys.argv[1], map(int, sys.argv[2:6])
+    url, (sessions, queues, credit) = sys.argv[1], map(int, sys.argv[2:5])
     names = [f"q{number}" for number in range(queues)]
     counted = Counted()
     workers: list[Worker] = []
     for number in range(sessions):
-        worker = Worker(url, f"w{number}", names, credit, beats, counted)
+        worker = Worker(url, f"w{number}", names, credit, counted)
         heartbeat = worker.channel.link._heartbeat
 
         def beat(now_ms: int, heartbeat: Any = heartbeat) -> None:
