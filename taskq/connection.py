@@ -207,6 +207,7 @@ class Channel:
         self._protocol: _Protocol | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # the timer does not always know it: uvloop has none for what is due at once
         self._flushing = False
         self._stopped = False
         self._failures = 0
@@ -275,6 +276,7 @@ class Channel:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if self._protocol is not None and self._protocol.transport is not None:
             self._protocol.transport.close()
         self._dispatch(self.link.abandon(BrokerUnavailable("the connection to the broker was closed by this side")))
@@ -405,10 +407,10 @@ class Channel:
         """Keep one timer, at the link's `wake_at` or earlier."""
         at = min(self.link.wake_at / 1000, self.loop.time() + TIMER_S_MAX)
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() <= at:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
-        self._timer = None if self._stopped else self.loop.call_at(at, self._tick)
+        self._timer, self._timer_at = None if self._stopped else self.loop.call_at(at, self._tick), at
 
     def _tick(self) -> None:
         self._timer = None

@@ -28,6 +28,7 @@ from taskq.worker.parent import die_with_parent
 WAIT_S = 120.0
 HERE = Path(__file__).parent
 COMPLAINT = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback")
+COMPLAINT_LINES = 40  # shown of what was said from the first complaint on, or at the end
 Line = tuple[int, str]
 
 
@@ -86,11 +87,11 @@ class Program:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         code = self._end()
-        complaints = [line for _, line in self._lines if COMPLAINT.search(line)]
-        if kind is None and (code or complaints):
-            raise RuntimeError(
-                f"{self.name} ended with exit code {code} and said:\n" + "\n".join(complaints or [line for _, line in self._lines[-20:]])
-            )
+        said = [line for _, line in self._lines]
+        complaint = next((at for at, line in enumerate(said) if COMPLAINT.search(line)), None)
+        if kind is None and (code or complaint is not None):
+            telling = said[-COMPLAINT_LINES:] if complaint is None else said[complaint : complaint + COMPLAINT_LINES]
+            raise RuntimeError(f"{self.name} ended with exit code {code} and said:\n" + "\n".join(telling))
 
     def _end(self, wait_s: float = WAIT_S) -> int:
         try:
