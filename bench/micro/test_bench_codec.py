@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import pytest
 
 from taskq.core import messages as m
@@ -13,6 +14,7 @@ from taskq.protocol.frames import PREFIX_BYTES
 
 PAYLOAD = b"p" * 150
 RESULT = b"\xa2ok"
+TASKS = 1_000
 
 
 def id_block(count: int) -> bytes:
@@ -59,3 +61,15 @@ def test_bench_decode(benchmark: Any, maker: Any, count: int) -> None:
     head, payload = data[PREFIX_BYTES : PREFIX_BYTES + head_bytes], memoryview(data)[PREFIX_BYTES + head_bytes :]
     assert len(benchmark(decode, kind, head, payload).payloads) == count
     note(benchmark, count)
+
+
+@pytest.mark.parametrize("way", ["pack", "unpack"])
+def test_bench_msgpack_alone(benchmark: Any, way: str) -> None:
+    """The limit beside these: the arguments of 1,000 tasks, packed or unpacked one by one and nothing else done with them."""
+    value = {"data": b"p" * 142}
+    data = msgpack.packb(value)
+    assert len(data) == len(PAYLOAD)
+    work, what = (msgpack.packb, value) if way == "pack" else (msgpack.unpackb, data)
+    done = benchmark(lambda: [work(what) for _ in range(TASKS)])
+    assert done[-1] == (data if way == "pack" else value)
+    note(benchmark, TASKS)
