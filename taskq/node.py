@@ -117,7 +117,9 @@ class Node:
         self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.steady_ms, self._tell)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._shards = [
-            ShardActor(self._loop, self._crashed, shard, self.clock, self._journal.submit, lambda actor, loads: self._store.load(actor, loads))
+            ShardActor(
+                self._loop, self._crashed, shard, self.clock, self._journal.submit, lambda actor, loads: self._store.load(actor, loads), self._tell
+            )
             for shard in shards
         ]
         self._store = await enter(self._storing(store, shared))

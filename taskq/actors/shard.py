@@ -35,12 +35,14 @@ class ShardActor(Actor[Command]):
         clock: Clock,
         submit: Callable[[list[Any], list[Reply]], None],
         load: Callable[[ShardActor, list[Any]], None],
+        offer: Callable[[list[tuple[int, Command]]], None],
     ) -> None:
         super().__init__(loop, on_crash)
         self.shard = shard
         self._clock = clock
         self._submit = submit
         self._load = load
+        self._offer = offer
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_ms = 0
         self._stopped = False
@@ -82,6 +84,8 @@ class ShardActor(Actor[Command]):
             self._submit(effects.records, effects.replies)
         if effects.loads:
             self._load(self, effects.loads)
+        if effects.offers:
+            self._offer(effects.offers)
         if effects.wake_at_ms != self._wake_at_ms:
             self._set_timer(effects.wake_at_ms)
 

@@ -21,7 +21,7 @@ class WorkerSettings:
     connect: str = setting("localhost:7000", TEXT, "The broker, as HOST:PORT, or tls://HOST:PORT for TLS.", environment="TASKQ_URL")
     tls_ca: str = setting("", PATH_OR_NONE, "Authorities (PEM) that may have signed the broker's certificate.", empty="those of the system")
     app: str | None = setting(None, TEXT, "The tasks: a module that has an App, or MODULE:NAME; looked for in the working directory first.")
-    queues: tuple[str, ...] = setting((), NAMES, "Queues to work on; of those in one shard the first ones first.", empty="default and the app's own")
+    queues: tuple[str, ...] = setting((), NAMES, "Queues to work on, in order of preference.", empty="default and the app's own")
     concurrency: int = setting(100, integer(1, 10_000), "Most tasks that run at a time.")
     pool: str = setting("auto", choice("auto", "async", "thread", "process"), "Where functions made with def run; auto: in threads.")
     drain: float = setting(25.0, duration(0, 86_400), "How long running tasks may go on after SIGTERM; the rest is handed back.")

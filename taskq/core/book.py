@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from itertools import count, groupby
 from operator import attrgetter
 from struct import unpack
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.admission import Admission, Limits, full
 from taskq.core.consumer import Consumer, Consumers
-from taskq.core.followers import Followers
+from taskq.core.followers import Crew, Followers, Key
 from taskq.core.queue import TASK_BYTES, Budget, Queue
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.errors import Answer, BadRequest
@@ -55,7 +55,7 @@ def _without_flush(task: Task) -> None:
 @attrs.define(eq=False)
 class Shared:
     """What the shards of one broker share.  `queues`: how many there are in all shards.  `held`: the leases of the sessions, by shard.  `alone`:
-    see alone.py.  `before_change` is called with a task that a flush has taken, before it changes."""
+    see alone.py.  `crews` and `turns`: see followers.py.  `before_change` is called with a task that a flush has taken, before it changes."""
 
     sequence: Sequence64
     tokens: Sequence64
@@ -65,6 +65,8 @@ class Shared:
     consumers: Consumers = attrs.field(factory=dict)
     held: dict[int, dict[bytes, dict[int, Task]]] = attrs.field(factory=dict)
     alone: dict[bytes, Task] = attrs.field(factory=dict)
+    crews: dict[Key, dict[int, Crew]] = attrs.field(factory=dict)
+    turns: count[int] = attrs.field(factory=count)
     admission: Admission = attrs.field(factory=Admission)
     durability: int = m.FSYNC
     pruned_id_ms: int = 0
@@ -87,7 +89,8 @@ class Book:
         self.held: dict[bytes, dict[int, Task]] = {}
         shared.held[index] = self.held
         self.alone = shared.alone
-        self.followers = Followers(index)
+        self.followers = Followers(index, self.queues, shared.crews, shared.turns)
+        self.offered: list[fx.Offer] = []
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Consumer:
     """`allowed` and `delivered` count deliveries since the session began.  Deliveries up to `received` are confirmed.  Its leases end at
     `deadline_ms` unless it is heard of again.  `origin` is its connection, 0 while it is away.  `restored`: known from before a restart only.
-    `choked`: its connection does not take more for the moment.  `shards`: those that own its queues; `crews`: see followers.py, by shard."""
+    `choked`: its connection does not take more for the moment.  `shards`: those that own its queues; `ranks`: of its queues, the lowest
+    is preferred; `crews`: see followers.py, by shard."""
 
     session: bytes
     name: str
@@ -25,6 +26,7 @@ class Consumer:
     client: dict[str, Any] = attrs.field(factory=dict)
     origin: int = 0
     queues: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
     task_types: frozenset[str] = frozenset()
     concurrency: int = 0
     allowed: int = 0
@@ -43,14 +45,14 @@ class Consumer:
         """How many more tasks it will take now."""
         return self.allowed - self.delivered if self.origin and not self.over and not self.choked else 0
 
-    def subscribe(self, queues: tuple[str, ...], task_types: frozenset[str], shards: tuple[int, ...]) -> None:
-        """What it takes from now on; the shards learn it when it is ready."""
-        self.queues, self.task_types, self.shards = queues, task_types, shards
+    def subscribe(self, queues: dict[str, int], task_types: frozenset[str], shards: tuple[int, ...]) -> None:
+        """What it takes from now on, each queue with its rank; the shards learn it when it is ready."""
+        self.queues, self.ranks, self.task_types, self.shards = tuple(queues), tuple(queues.values()), task_types, shards
         self.crews = {}
 
     def follows(self, queue: str) -> bool:
         """A shard knows that it takes this queue."""
-        return any(queue in crew.places for crew in self.crews.values())
+        return any(queue in crew.ranks for crew in self.crews.values())
 
     def heard(self, received: int, now_ms: int, lease_ms: int) -> None:
         """A sign of life.  What was never delivered cannot have been received."""
@@ -61,7 +63,7 @@ class Consumer:
     def away(self, now_ms: int, grace_ms: int) -> None:
         """The connection is gone: the leases end after the grace unless the session resumes or its keeper is heard."""
         self.origin = 0
-        self.subscribe((), self.task_types, ())
+        self.subscribe({}, self.task_types, ())
         self.deadline_ms = min(self.deadline_ms, now_ms + grace_ms)
 
 

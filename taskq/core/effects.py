@@ -1,18 +1,23 @@
 """What a turn of a shard asks the world to do, as values that print themselves.
 
 `records` must be durable before any of `replies` leaves.  `loads` are questions to the store, answered by `Found` and `LineLoaded` commands.
-`bugs` are commands whose decision raised: their connections are closed.  `wake_at_ms` 0: no timer is set.
+`bugs` are commands whose decision raised: their connections are closed.  `offers` are commands to other shards of the process that nothing durable
+depends on.  `wake_at_ms` 0: no timer is set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from taskq.core.access import Grant
 from taskq.core.task import Task
+
+if TYPE_CHECKING:
+    from taskq.core.consumer import Consumer
+    from taskq.core.followers import Crew
 
 
 @attrs.define
@@ -67,6 +72,7 @@ class Effects:
     replies: list[Reply] = attrs.field(factory=list)
     loads: list[FindLoad | LineLoad] = attrs.field(factory=list)
     bugs: list[tuple[Command, Exception]] = attrs.field(factory=list)
+    offers: list[tuple[int, Command]] = attrs.field(factory=list)
     wake_at_ms: int = 0
 
     def reply(self, command: Command, message: Any) -> None:
@@ -87,6 +93,22 @@ class Ready:
     """A consumer subscribed or has new credit."""
 
     session: bytes
+
+
+@attrs.define
+class Offer:
+    """A consumer prefers tasks of this shard to those of the shard `back`, which is told by Offered when this one has looked."""
+
+    consumer: Consumer
+    crew: Crew
+    back: int
+
+
+@attrs.define
+class Offered:
+    """Another shard has had its turn with this crew: whoever has room left takes tasks here."""
+
+    crew: Crew
 
 
 @attrs.define

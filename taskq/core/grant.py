@@ -16,8 +16,8 @@ from taskq.core import messages as m
 from taskq.core.alone import forget, match_alone
 from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
-from taskq.core.effects import Command, LineLoad, Reply
-from taskq.core.followers import Crew, Row
+from taskq.core.effects import Command, LineLoad, Offer, Offered, Reply
+from taskq.core.followers import Crew, Place, Row
 from taskq.core.queue import Queue
 from taskq.core.records import Granted
 from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, SCHEDULED, TIMED, Task
@@ -29,13 +29,39 @@ GRANT_TASKS_MAX = 1_000
 def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> Decision:
     """A consumer subscribed or has new credit: it is matched at the end of this turn."""
     consumer = book.consumers.get(command.message.session)
-    if consumer is not None and consumer.queues:
-        followers = book.followers
-        crew = followers.crew_of(consumer)
-        if crew is None:
-            crew = followers.join(consumer, ((place, name) for place, name in enumerate(consumer.queues) if book.owns_queue(name)))
-        followers.enter(consumer, crew)
+    if consumer is not None:
+        _enter(book, consumer)
     return [], None
+
+
+def decide_offer(book: Book, command: Command, now_ms: int, known: object) -> Decision:
+    """Another shard stands back for this one, until the end of this turn."""
+    _enter(book, command.message.consumer)
+    book.offered.append(command.message)
+    return [], None
+
+
+def decide_offered(book: Book, command: Command, now_ms: int, known: object) -> Decision:
+    book.followers.woken[command.message.crew] = None
+    return [], None
+
+
+def offers_back(book: Book) -> Iterator[tuple[int, Command]]:
+    """This shard has looked: those that stood back for it go on."""
+    offered, book.offered = book.offered, []
+    for offer in offered:
+        yield offer.back, Command(0, 0, Offered(offer.crew))
+
+
+def _enter(book: Book, consumer: Consumer) -> None:
+    if not consumer.queues:
+        return
+    followers = book.followers
+    crew = followers.crew_of(consumer)
+    if crew is None:
+        named = zip(consumer.ranks, consumer.queues, strict=True)
+        crew = followers.join(consumer, ((rank, name) for rank, name in named if book.owns_queue(name)))
+    followers.enter(consumer, crew)
 
 
 def match(book: Book, now_ms: int) -> Iterator[Granted]:
@@ -57,33 +83,36 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
             yield from _grant_alone(book, queue, now_ms)
     ties = count()
     ranked = len(touched) + len(woken) > 1
-    due: list[tuple[int, int, str | Crew]] = [(_rank(book, name) if ranked else 0, next(ties), name) for name in touched]
-    due += [(place, next(ties), crew) for crew in woken if (place := _next_place(book, crew)) is not None]
+    due: list[tuple[Place, int, str | Crew]] = [((_rank(book, name) if ranked else 0, 0), next(ties), name) for name in touched]
+    due += [(place, next(ties), crew) for crew in woken if (place := crew.next_place()) is not None]
     heapify(due)
     while due:
         _, _, what = heappop(due)
         if isinstance(what, str):
             yield from _match_queue(book, what, now_ms)
-        elif _first(book, what) is not None:
+        elif _takes(book, what):
             yield from _match_queue(book, book.followers.follow(what), now_ms)
-            if (place := _next_place(book, what)) is not None:
+            if (place := what.next_place()) is not None:
                 heappush(due, (place, next(ties), what))
 
 
 def _rank(book: Book, name: str) -> int:
     row = book.followers.rows.get(name)
-    return 0 if row is None else row.best_place
+    return 0 if row is None else row.best_rank
 
 
-def _next_place(book: Book, crew: Crew) -> int | None:
-    """The place of the best queue with tasks that the crew is hungry for; it is at once among the followers of those without."""
-    while crew.hungry:
-        place, name = crew.hungry[0]
-        queue = book.queues.get(name)
-        if queue is not None and queue.counts[PENDING]:
-            return place
-        book.followers.follow(crew)
-    return None
+def _takes(book: Book, crew: Crew) -> bool:
+    """Whether somebody of the crew takes tasks of the best queue that it is hungry for."""
+    consumer, place = _first(book, crew), crew.next_place()
+    return consumer is not None and place is not None and not _stands_back(book, consumer, crew, place)
+
+
+def _stands_back(book: Book, consumer: Consumer, crew: Crew, place: Place) -> bool:
+    """Whether tasks of another shard come before those at this place; that shard is asked to look first."""
+    shard = crew.ahead(place)
+    if shard is not None:
+        book.effects.offers.append((shard, Command(0, 0, Offer(consumer, crew, book.index))))
+    return shard is not None
 
 
 def _match_queue(book: Book, name: str, now_ms: int) -> Iterator[Granted]:
@@ -110,6 +139,10 @@ def _go_round(book: Book, queue: Queue, now_ms: int) -> Iterator[Granted]:
         left -= waiting - len(crew.turns)
         if consumer is None:
             book.followers.leave(crew, row)
+            continue
+        if _stands_back(book, consumer, crew, row.place(crew)):
+            book.followers.stand_back(crew, row)
+            left = 0
             continue
         granted = 0
         for tasks in queue.pick(crew.task_types, min(_room(book, consumer), share, GRANT_TASKS_MAX)):

@@ -203,12 +203,14 @@ class Enqueued:
 
 @attrs.define
 class Consume:
-    """A worker session's subscription, replacing the one before: queues in order of preference (kept among those of one shard), the task types
-    that it can run, and how many at a time.  No queues: take nothing.  Answer: Ok."""
+    """A worker session's subscription, replacing the one before: queues in order of preference, the task types that it can run, and how many at a
+    time.  `ranks` is a column: tasks of a queue with a lower rank go first, queues of one rank take turns; none: the order of the list counts.  No
+    queues: take nothing.  Answer: Ok."""
 
     queues: list[str]
     task_types: list[str]
     concurrency: int
+    ranks: list[int] = attrs.field(factory=list)
 
 
 @attrs.define

@@ -25,6 +25,7 @@ from taskq.core.access import Grant
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.enqueue import NAME, NAME_RULE, error_of
 from taskq.core.gate import Gate
+from taskq.core.records import column
 from taskq.core.ring import Gather, Ring
 from taskq.core.scram import NONCE_BYTES, Exchange
 from taskq.errors import (
@@ -271,7 +272,7 @@ class Session:
         if own is not consumer:
             self.house.consumers.pop(own.session, None)
         consumer.origin = 0
-        consumer.subscribe((), consumer.task_types, ())
+        consumer.subscribe({}, consumer.task_types, ())
         consumer.deadline_ms = max(consumer.deadline_ms, now_ms + self.house.terms.lease_ms)
         self.consumer = consumer
         self._resuming[seq] = (consumer, resume)
@@ -356,9 +357,13 @@ class Session:
             wrong = next((name for name in names if not NAME.fullmatch(name)), None)
             if wrong is not None:
                 raise BadRequest(f"{field}: {wrong[:40]!r} must be {NAME_RULE}", field=field)
+        if len(consume.ranks) not in (0, 1, len(consume.queues)):
+            raise BadRequest(
+                f"ranks: needs no entry, 1, or one for each of the {len(consume.queues)} queues, not {len(consume.ranks)}", field="ranks"
+            )
         if self.house.draining and consume.queues:
             raise Draining(retry_after_ms=1_000)
-        queues = tuple(dict.fromkeys(consume.queues))
+        queues = ranked(consume)
         consumer.subscribe(queues, frozenset(consume.task_types), tuple(sorted(set(map(self.house.ring.of_queue, queues)))))
         consumer.concurrency = consume.concurrency
         self.answers.append((seq, m.Ok()))
@@ -389,6 +394,15 @@ class Session:
             self._ask(seq, inspect, False)
         else:
             self.answers.append((seq, inspected(self.house, inspect.what, now_ms, self.grant)))
+
+
+def ranked(consume: m.Consume) -> dict[str, int]:
+    """The queues with their ranks, the lowest preferred: as told, else in the order of the list.  Of a name that stands twice the first counts."""
+    ranks = column(consume.ranks, len(consume.queues)) if consume.ranks else range(len(consume.queues))
+    queues: dict[str, int] = {}
+    for queue, rank in zip(consume.queues, ranks, strict=True):
+        queues.setdefault(queue, rank)
+    return queues
 
 
 def inspected(house: House, what: str, now_ms: int, grant: Grant | None = None) -> m.Inspected | m.Error:

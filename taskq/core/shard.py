@@ -16,7 +16,7 @@ from taskq.core import records as r
 from taskq.core.book import Book, Decision, index
 from taskq.core.cancel import decide_cancel, evolve_cancel_asked, evolve_dropped
 from taskq.core.enqueue import decide_enqueue, evolve_admitted
-from taskq.core.grant import decide_ready, evolve_granted, match
+from taskq.core.grant import decide_offer, decide_offered, decide_ready, evolve_granted, match, offers_back
 from taskq.core.horizon import decide_due_loaded
 from taskq.core.lease import PASS_MS, decide_held, decide_over, expire
 from taskq.core.lookup import decide_get, decide_inspect
@@ -33,6 +33,8 @@ DECIDE: dict[type, Callable[[Book, fx.Command, int, Any], Decision]] = {
     m.Get: decide_get,
     m.Inspect: decide_inspect,
     fx.Ready: decide_ready,
+    fx.Offer: decide_offer,
+    fx.Offered: decide_offered,
     fx.Held: decide_held,
     fx.Over: decide_over,
     fx.Tick: decide_tick,
@@ -79,6 +81,7 @@ class Shard(Book):
         for due in PASSES:
             for record in due(self, now_ms):
                 self._apply([record])
+        effects.offers += offers_back(self)
         effects.wake_at_ms = self._wake_at_ms(now_ms)
         return effects
 

@@ -55,6 +55,7 @@ class Runner:
         self._notify = notify
         self._tasks = app.tasks
         self._queues = list(config.queues) or sorted({DEFAULT_QUEUE, *(task.queue for task in app.tasks.values())})
+        self._ranks = [] if config.queues else [0]  # nobody has said which of the tasks' own queues is preferred
         default = None if config.pool == "auto" else config.pool
         self._pools: dict[str, str] = {name: task.pool_for(default) for name, task in app.tasks.items()}  # type: ignore[arg-type]
         self._concurrency = config.concurrency
@@ -183,7 +184,7 @@ class Runner:
         self._guard.resumed()
         if self._level == 0:
             self._taking = True
-            self._subscribe(m.Consume(self._queues, sorted(self._tasks), self._concurrency))
+            self._subscribe(m.Consume(self._queues, sorted(self._tasks), self._concurrency, self._ranks))
             self._give_credit()
 
     def _subscribe(self, message: m.Consume) -> None:

@@ -43,7 +43,7 @@ async def test_who_is_held_back_waits_with_all_that_it_asks_for_and_nobody_else_
             all_answered.set()
 
     shard = Holding(0, 1, Shared(Sequence64(1), Sequence64(1), Budget(1 << 20), random.Random(0)))
-    actor = ShardActor(asyncio.get_running_loop(), fail, shard, SystemClock(), submit, lambda _, loads: None)
+    actor = ShardActor(asyncio.get_running_loop(), fail, shard, SystemClock(), submit, lambda _, loads: None, lambda offers: None)
     for command in (enqueue(7, 1, "email"), enqueue(7, 2, "busy"), enqueue(7, 3, "email"), enqueue(8, 1, "email")):
         actor.tell(command)
     await asyncio.sleep(0)

@@ -106,6 +106,7 @@ class World:
         self.told += [("journal", record) for record in effects.records]
         self.loads += [(index, each) for each in effects.loads]
         self.bugs += effects.bugs
+        self.mail += effects.offers
         self.wake_at_ms = effects.wake_at_ms
         for reply in effects.replies:
             peer = self.peers.get(reply.origin)

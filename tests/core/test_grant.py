@@ -159,7 +159,7 @@ def test_workers_that_come_and_go_leave_nothing_behind_in_a_queue_without_tasks(
     for number in range(100):
         Worker(world, f"w{number}", "email", credit=1).disconnect()
     last = Worker(world, "last", "email", credit=1)
-    [crew] = world.shard.followers.crews.values()
+    [crew] = world.shard.followers.own.values()
     assert len(crew.members) <= CLEAN_MIN and len(crew.turns) <= CLEAN_MIN
     world.enqueue(b"x")
     assert len(last.jobs) == 1
@@ -170,8 +170,8 @@ def test_subscriptions_that_come_and_go_leave_nothing_behind(world: World) -> No
         Worker(world, f"w{number}", f"own-{number}", "email", credit=1).disconnect()
     last = Worker(world, "last", "own", "email", credit=1)
     followers = world.shard.followers
-    assert len(followers.crews) <= CLEAN_MIN and len(followers.rows) <= 2 * CLEAN_MIN
-    assert all(row.places.total() == len(row.crews) <= CLEAN_MIN for row in followers.rows.values())
+    assert len(followers.own) <= CLEAN_MIN and len(followers.rows) <= 2 * CLEAN_MIN
+    assert all(row.ranks.total() == len(row.crews) <= CLEAN_MIN for row in followers.rows.values())
     world.enqueue(b"x")
     assert len(last.jobs) == 1
 

@@ -63,7 +63,7 @@ VECTORS: list[tuple[Any, int, int]] = [
         4,
         0,
     ),
-    (m.Consume(["email", "default"], ["send_email"], 50), 2, 0),
+    (m.Consume(["email", "default"], ["send_email"], 50, [0, 1]), 2, 0),
     (m.Credit(150), 0, 0),
     (m.Deliver([b"\x81\xa2to\xa3a@b", b"{}"], "email", 6, IDS, TOKENS, ["send_email"], [m.MSGPACK, m.JSON], [1, 2], [30_000]), 0, 0),
     (m.Ack([b"\xa2ok", b""], IDS, TOKENS, [m.MSGPACK, m.BYTES]), 5, 0),
