@@ -6,7 +6,27 @@ from taskq.app import App, TaskFunction
 from taskq.blocking import Client
 from taskq.client import AsyncClient
 from taskq.control import Control, Discard, Retry, Snooze
-from taskq.errors import BrokerUnavailable, ResultTimeout, TaskCancelled, TaskFailed, TaskqError
+from taskq.errors import (
+    AuthFailed,
+    AuthRequired,
+    BadRequest,
+    BrokerUnavailable,
+    ConfigError,
+    DiskLow,
+    Draining,
+    Forbidden,
+    IdConflict,
+    IdTooOld,
+    KeyConflict,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    QueueFull,
+    ResultTimeout,
+    TaskCancelled,
+    TaskFailed,
+    TaskqError,
+)
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo
 from taskq.version import VERSION as __version__
 from taskq.worker.context import TaskContext, current_task
@@ -14,11 +34,25 @@ from taskq.worker.context import TaskContext, current_task
 __all__ = [
     "App",
     "AsyncClient",
+    "AuthFailed",
+    "AuthRequired",
+    "BadRequest",
     "BrokerUnavailable",
     "Client",
+    "ConfigError",
     "Control",
     "Discard",
+    "DiskLow",
+    "Draining",
     "EnqueueError",
+    "Forbidden",
+    "IdConflict",
+    "IdTooOld",
+    "KeyConflict",
+    "NotFound",
+    "Overloaded",
+    "PayloadTooLarge",
+    "QueueFull",
     "ResultTimeout",
     "Retry",
     "Snooze",

@@ -14,17 +14,20 @@ A decorated function is a `TaskFunction`; its types follow the function's, so a 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
+from taskq.advice import unknown_option
 from taskq.blocking import Client
 from taskq.client import DEADLINE_S, AsyncClient
 from taskq.connection import address_from_environment
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK
-from taskq.durations import Duration
+from taskq.durations import Duration, milliseconds
 from taskq.handle import TaskHandle
 from taskq.options import EnqueueOptions, Options, check_attempts, check_retry, check_timeout
+from taskq.worker.functions import check_function, is_same, place
 from taskq.worker.registry import Pool, TaskDefinition, check_name, check_pool, check_priority
 
 P = ParamSpec("P")
@@ -39,6 +42,7 @@ class TaskFunction(Generic[P, C, R]):
     """A task function: called it runs here, enqueued it runs on a worker.  P: its parameters, C: what a call returns, R: what the task returns."""
 
     __name__: str
+    __qualname__: str
 
     def __init__(self, app: App, definition: TaskDefinition, options: Options) -> None:
         self.app = app
@@ -51,6 +55,12 @@ class TaskFunction(Generic[P, C, R]):
 
     def __repr__(self) -> str:
         return f"TaskFunction({self.definition.name})"
+
+    def __reduce__(self) -> str:
+        """Pickled as functions are, by name."""
+        if self._options != _options(self.definition):
+            raise TypeError(f"{self!r} with options cannot be pickled; pickle the task, and set its options in the other process")
+        return self.__qualname__
 
     @property
     def name(self) -> str:
@@ -85,7 +95,7 @@ class TaskFunction(Generic[P, C, R]):
         items = []
         for number, call in enumerate(calls):
             try:
-                items.append((self.definition.payload((), dict(call)), MSGPACK))
+                items.append((self.definition.payload((), _by_name(call)), MSGPACK))
             except (TypeError, ValueError) as error:
                 raise TypeError(f"item {number}: {error}") from None
         return items
@@ -116,6 +126,9 @@ class App:
         self._tls_ca = tls_ca
         self._clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
         self._blocking: Client | None = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an App has connections and cannot be pickled; import it from its module in the other process")
 
     @property
     def url(self) -> str:
@@ -151,20 +164,26 @@ class App:
     ) -> Decorator: ...
 
     def task(self, *functions: Any, **settings: Any) -> Any:
-        """Make a function a task; as `@app.task` or `@app.task(queue=…, …)`.
+        """Make a function a task; as `@app.task` or `@app.task(queue=…, …)`.  The same function again (a notebook's cell, a reload) replaces it.
 
         name: the task type, default the function's name.  queue, priority (0 first … 9 last, or critical, high, normal, low, bulk), max_attempts,
         timeout (of one attempt): the defaults of each enqueue.  backoff_base, backoff_factor, backoff_max: the delay before a retry, random up to
-        base · factor^n, at most max (default 2 s, 2, 1 h).  retry_on: only these exceptions are retried.  no_retry_on: these are not.
+        base · factor^n, at most max (default 2 s, 2, 1 h or the base).  retry_on: only these exceptions are retried.  no_retry_on: these are not.
         pool: async, thread or process; default async for `async def`, thread for `def`."""
         if functions:
             return self._register(*functions, **settings)
         return lambda decorated: self._register(decorated, **settings)
 
     def _register(self, function: Callable[..., Any], *, name: str | None = None, **settings: Any) -> TaskFunction[..., Any, Any]:
-        definition = define(function, check_name(name or function.__name__, "name"), **settings)
-        if definition.name in self.tasks:
-            raise ValueError(f"task {definition.name} is defined twice; give one of them another name=")
+        check_function(function)
+        for setting in settings:
+            if setting not in SETTINGS:
+                raise TypeError(f"@app.task: {unknown_option(setting, SETTINGS)}")
+        definition = define(function, check_name(function.__name__ if name is None else name, "name"), **settings)
+        before = self.tasks.get(definition.name)
+        if before is not None and not is_same(before.function, function):
+            places = f"{place(before.function)} and {place(function)}"
+            raise ValueError(f"task {definition.name} is defined twice, by {places}; give one of them another name=")
         self.tasks[definition.name] = definition
         return TaskFunction(self, definition, _options(definition))
 
@@ -228,25 +247,38 @@ def define(
     )
 
 
+SETTINGS = ("name", *list(inspect.signature(define).parameters)[2:])
+
+
+def _by_name(call: Any) -> dict[str, Any]:
+    if not isinstance(call, Mapping):
+        raise TypeError(f"{call!r} is not a dict of arguments by name, for example {{'to': 'user@example.com'}}")
+    return dict(call)
+
+
 def _backoff(base: Duration | None, factor: float | None, longest: Duration | None) -> tuple[int, float, int] | None:
     """None when nothing was said: the broker's default then."""
     if base is None and factor is None and longest is None:
         return None
-    base_ms, default_factor, longest_ms = DEFAULT_RETRY
+    default_ms, default_factor, longest_ms = DEFAULT_RETRY
+    base_ms = default_ms if base is None else milliseconds(base, "backoff_base")
     return check_retry(
         (
-            base_ms / 1000 if base is None else base,
+            default_ms / 1000 if base is None else base,
             default_factor if factor is None else factor,
-            longest_ms / 1000 if longest is None else longest,
+            max(longest_ms, base_ms) / 1000 if longest is None else longest,
         )
     )
 
 
 def _exceptions(value: Exceptions, what: str) -> tuple[type[BaseException], ...]:
+    if isinstance(value, (list, set, frozenset)):
+        names = "".join(f"{getattr(each, '__name__', each)}, " for each in value).rstrip()
+        raise TypeError(f"{what}: write a tuple: {what}=({names})")
     found = value if isinstance(value, tuple) else (value,)
     for each in found:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"{what}: {each!r} is not an exception class")
+            raise TypeError(f"{what}: {each!r} is not an exception class; write for example {what}=(ValueError, OSError)")
     return found
 
 

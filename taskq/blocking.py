@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar, Unpack
+from typing import Any, NoReturn, TypeVar, Unpack
 
 from taskq.batch import Encoded, encode_payload
 from taskq.client import DEADLINE_S, NO_ARGUMENTS, AsyncClient, running_loop, wait_for
@@ -34,7 +34,7 @@ from taskq.connection import Channel
 from taskq.durations import Duration
 from taskq.errors import BrokerUnavailable
 from taskq.handle import TaskHandle, TaskInfo
-from taskq.options import DEFAULTS, EnqueueOptions, Options
+from taskq.options import EnqueueOptions, Options, of_call
 from taskq.worker.registry import check_name
 
 T = TypeVar("T")
@@ -296,6 +296,9 @@ class Client:
         self._led: _Led | None = None
         self.address = self._make().address
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client has a connection and cannot be pickled; make one in the other process")
+
     def __enter__(self) -> Client:
         return self
 
@@ -329,7 +332,7 @@ class Client:
 
     def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
         check_name(task_type, "task_type")
-        return self.submit(task_type, encode_payload(payload, task_type), DEFAULTS.but(options))
+        return self.submit(task_type, encode_payload(payload, task_type), of_call(task_type, options))
 
     def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         return self.run(lambda client: client.enqueue_many(task_type, payloads, **options))

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, Unpack, cast
+from typing import Any, NoReturn, Protocol, TypeVar, Unpack, cast
 
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
@@ -32,7 +32,7 @@ from taskq.core import messages as m
 from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo
-from taskq.options import DEFAULTS, EnqueueOptions, Options, check_id
+from taskq.options import EnqueueOptions, Options, check_id, of_call
 from taskq.protocol.link import CLOSED, Answered, Closed, Event, Ready, Refused
 from taskq.worker.registry import check_name
 
@@ -99,6 +99,9 @@ class AsyncClient:
         self._flushing = False
         self._slot_of = lru_cache(maxsize=1_024)(ids.slot_of_queue)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AsyncClient has a connection and cannot be pickled; make one in the other process")
+
     async def __aenter__(self) -> AsyncClient:
         return self
 
@@ -121,13 +124,13 @@ class AsyncClient:
     async def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
         """Enqueue one task; returns when it is as durable as its queue asks.  Raises the typed refusal, TypeError, ValueError, BrokerUnavailable."""
         check_name(task_type, "task_type")
-        return await self.submit(task_type, encode_payload(payload, task_type), DEFAULTS.but(options))
+        return await self.submit(task_type, encode_payload(payload, task_type), of_call(task_type, options))
 
     async def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         """Enqueue one task for each payload, in order.  Bad arguments are refused before anything is sent.  If the broker refuses some of the
         tasks the others stay enqueued, and EnqueueError tells which; if it cannot be reached for any of them, BrokerUnavailable."""
         check_name(task_type, "task_type")
-        return await self.submit_many(task_type, [encode_payload(payload, task_type) for payload in payloads], DEFAULTS.but(options))
+        return await self.submit_many(task_type, [encode_payload(payload, task_type) for payload in payloads], of_call(task_type, options))
 
     async def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
         """`enqueue` for an encoded payload and checked options."""

@@ -7,7 +7,7 @@ A handle can be used from async code on any loop and from code without one, whic
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, NoReturn, Protocol, TypeVar, cast
 
 import attrs
 
@@ -116,6 +116,9 @@ class TaskHandle(Generic[R]):
 
     def __hash__(self) -> int:
         return hash(self.raw)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TaskHandle belongs to its client and cannot be pickled; hand on handle.id, and ask with client.result(id)")
 
     async def result(self, timeout: Duration | None = None) -> R:
         """The return value, as soon as the task is completed.  Raises TaskFailed, TaskCancelled, ResultTimeout, NotFound, BrokerUnavailable."""

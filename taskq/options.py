@@ -8,8 +8,9 @@ from typing import Any, TypedDict
 import attrs
 
 from taskq import ids
+from taskq.advice import unknown_option
 from taskq.core import messages as m
-from taskq.core.enqueue import ATTEMPTS_MAX, FACTOR_MAX, KEY_CHARS_MAX
+from taskq.core.enqueue import ATTEMPTS_MAX, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX
 from taskq.durations import Duration, milliseconds, seconds
 from taskq.worker.registry import check_name, check_priority
 
@@ -50,10 +51,17 @@ class Options:
         checked: dict[str, Any] = {}
         for name, value in changes.items():
             if name not in CHECKS:
-                raise TypeError(f"unknown option {name!r}; known are {', '.join(CHECKS)}")
+                raise TypeError(unknown_option(name, CHECKS))
             field, check = CHECKS[name]
             checked[field] = check(value)
         return attrs.evolve(self, **checked)
+
+
+def of_call(task_type: str, changes: EnqueueOptions) -> Options:
+    """The options of an enqueue by name.  One that does not exist is most likely an argument of the task."""
+    for name in changes.keys() - CHECKS.keys():
+        raise TypeError(f"{unknown_option(name, CHECKS)}; arguments of the task go into a dict: enqueue({task_type!r}, {{{name!r}: …}})")
+    return DEFAULTS.but(changes)
 
 
 def check_attempts(value: Any) -> int:
@@ -64,17 +72,31 @@ def check_attempts(value: Any) -> int:
 
 def check_timeout(value: Duration | None) -> int:
     """Milliseconds; None and 0 mean no timeout."""
-    return 0 if value is None else milliseconds(value, "timeout")
+    return 0 if value is None else _within_horizon(value, "timeout")
+
+
+def _within_horizon(value: Duration, name: str) -> int:
+    """Milliseconds; more than the broker takes is refused here, where it has the name that people gave it."""
+    found_ms = milliseconds(value, name)
+    if found_ms > HORIZON_MS:
+        raise ValueError(f"{name}: {value!r} is more than {HORIZON_MS // 86_400_000} days, the longest that there is")
+    return found_ms
 
 
 def check_retry(value: Any) -> tuple[int, float, int] | None:
     """(base, factor, longest) as (base_ms, factor, cap_ms); None for the broker's default."""
     if value is None:
         return None
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        example = 'retry=("2s", 2.0, "1h"); how often it is tried is max_attempts'
+        raise ValueError(f"retry: {value!r} is not (base, factor, longest) of the backoff, for example {example}")
     base, factor, longest = value
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor <= FACTOR_MAX:
         raise ValueError(f"backoff_factor: {factor!r} is not a number from 1 to {FACTOR_MAX:,}")
-    return milliseconds(base, "backoff_base"), float(factor), milliseconds(longest, "backoff_max")
+    base_ms, longest_ms = _within_horizon(base, "backoff_base"), _within_horizon(longest, "backoff_max")
+    if base_ms > longest_ms:
+        raise ValueError(f"backoff_base: {base!r} is longer than backoff_max, {longest!r}")
+    return base_ms, float(factor), longest_ms
 
 
 def check_key(value: Any) -> str | None:
@@ -111,7 +133,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "max_attempts": ("max_attempts", check_attempts),
     "timeout": ("timeout_ms", check_timeout),
     "retry": ("retry", check_retry),
-    "delay": ("delay_ms", lambda value: milliseconds(value, "delay")),
+    "delay": ("delay_ms", lambda value: _within_horizon(value, "delay")),
     "key": ("key", check_key),
     "id": ("id", lambda value: None if value is None else check_id(value)),
     "deadline": ("deadline_s", lambda value: None if value is None else seconds(value, "deadline")),

@@ -1,7 +1,7 @@
 """Arguments and results as bytes: msgpack to send, msgpack or JSON to read, never pickle.
 
 What can be sent: None, bool, int (64 bit), float, str, bytes, and lists, tuples and dicts of them.  A tuple arrives as a list.  Anything else
-is a TypeError at the caller that names the argument and the place in it.
+is a TypeError at the caller that names the argument, the place in it and what to send instead.
 
 How a payload means arguments, the same for msgpack and JSON: a map = arguments by name, an array = arguments by position, any other value =
 the only argument.  Encoding `bytes` is not decoded at all: the raw bytes are the only argument.
@@ -73,7 +73,8 @@ def _explain(value: Any, what: str) -> str:
     place, culprit = _culprit(value, "", 0)
     if place is None:
         return ""
-    return f"{what} cannot be serialised: {_describe(culprit)}{f' at {place}' if place else ''}"
+    found, way_out = _describe(culprit)
+    return f"{what} cannot be serialised: {found}{f' at {place}' if place else ''}; {way_out}"
 
 
 def _culprit(value: Any, place: str, depth: int) -> tuple[str | None, Any]:
@@ -94,20 +95,23 @@ def _culprit(value: Any, place: str, depth: int) -> tuple[str | None, Any]:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
+    if issubclass(type(value), dict):
         return [(f"[{str(key)[:40]!r}]", part) for key, part in value.items()] + [(f" (the key {str(key)[:40]!r})", key) for key in value]
-    if isinstance(value, (list, tuple)):
+    if issubclass(type(value), (list, tuple)):
         return [(f"[{index}]", part) for index, part in enumerate(value)]
     return []
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Any) -> tuple[str, str]:
+    """What it is, and what to send instead."""
     kind = type(value)
     if kind is int:
-        return "an int of more than 64 bits"
-    if isinstance(value, str):
-        return "a str that is not valid Unicode"
-    if isinstance(value, (dict, list, tuple)):
-        return f"a {kind.__name__} that is nested too deep"
+        return "an int of more than 64 bits", "send str(value)"
+    if issubclass(kind, str):
+        return "a str that is not valid Unicode", 'send value.encode(errors="surrogateescape")'
+    if issubclass(kind, (dict, list, tuple)):
+        return f"a {kind.__name__} that is nested too deep", "send it flat, or as json.dumps(value)"
+    from taskq.advice import instead  # what it knows by type takes time to import
+
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"a value of type {name}"
+    return f"a value of type {name}", instead(value)

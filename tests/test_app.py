@@ -45,9 +45,12 @@ class TestDefining:
         assert (found.retry, found.retry_on, found.no_retry_on, found.pool_for()) == ((1_000, 2.0, 3_600_000), (OSError,), (KeyError,), "async")
 
     def test_two_tasks_of_one_name_are_refused(self, app: App) -> None:
-        app.task(name="t")(lambda: 1)
+        def one() -> None: ...
+        def two() -> None: ...
+
+        app.task(name="t")(one)
         with pytest.raises(ValueError, match="t is defined twice"):
-            app.task(name="t")(lambda: 2)
+            app.task(name="t")(two)
 
     @pytest.mark.parametrize(
         ("settings", "words"),

@@ -23,6 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . : -"
 FRESH_MS = 60_000
 KEY_CHARS_MAX = 256
+KEY_SHOWN = 100
 ATTEMPTS_MAX = 1_000
 FACTOR_MAX = 100
 HORIZON_MS = 366 * 86_400_000
@@ -183,7 +184,7 @@ def _admit(
         if same:
             outcomes[at], states[at], ids[at] = m.EXISTS, state, twin_id
         else:
-            errors[at], outcomes[at] = (IdConflict(field="id") if twin_id == task_id else KeyConflict(field="key")), m.REFUSED
+            errors[at], outcomes[at] = (IdConflict(field="id") if twin_id == task_id else _key_conflict(text, twin_id)), m.REFUSED
     chosen = [at for at in range(count) if outcomes[at] == m.CREATED]
     fitting, refusal = _fitting(book, message, chosen)
     if refusal is not None:
@@ -195,6 +196,12 @@ def _admit(
     refused = [[at, error.code, error.message, error.field] for at, error in sorted(errors.items())]
     reply = m.Enqueued(b"".join(ids), bytes(outcomes), bytes(states), book.durability, refused)
     return ([_record(book, message, ids, slot, now_ms, chosen)] if chosen else []), reply
+
+
+def _key_conflict(key: str | None, twin_id: bytes) -> KeyConflict:
+    return KeyConflict(
+        f"key {(key or '')[:KEY_SHOWN]!r}: task {twin_id.hex()} of this queue has it, with other content; use another key", field="key"
+    )
 
 
 def _are_new(book: Book, ids: list[bytes], now_ms: int) -> bool:

@@ -7,6 +7,7 @@ ended the attempt, and decides what is reported then.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import iscoroutine
 from typing import Any, TypeAlias
 
 import attrs
@@ -73,6 +74,8 @@ def succeeded(definition: TaskDefinition, value: Any) -> Outcome:
     try:
         return definition.result(value)
     except TypeError as error:
+        if iscoroutine(value):
+            value.close()  # said once, by the error
         return Verdict(DISCARD, 0, "TypeError", str(error))
 
 
