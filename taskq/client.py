@@ -230,7 +230,7 @@ class AsyncClient:
             batch.refuse(error)
 
     def _message(self, queue: str, items: Sequence[Encoded], task_types: list[str], options: list[Options]) -> m.Enqueue:
-        broker_ms = time.time_ns() // 1_000_000 + self._offset_ms
+        broker_ms = time.monotonic_ns() // 1_000_000 + self._offset_ms
         return enqueue_message(queue, items, task_types, options, partial(ids.make_ids, broker_ms, self._slot_of(queue), self._rng))
 
     def _too_large(self, task_type: str, size: int) -> PayloadTooLarge:
@@ -384,7 +384,7 @@ class AsyncClient:
         return found
 
     def _on_ready(self, welcome: m.Welcome) -> None:
-        self._offset_ms = welcome.now_ms - time.time_ns() // 1_000_000
+        self._offset_ms = welcome.now_ms - time.monotonic_ns() // 1_000_000
         self._payload_bytes_max = int(welcome.limits.get("payload_bytes_max", PAYLOAD_BYTES_MAX))
         self._welcomed = True
         if self._greeted is not None and not self._greeted.done():

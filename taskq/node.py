@@ -39,6 +39,7 @@ from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command, Reply
 from taskq.core.gate import Gate
+from taskq.core.idtime import FRESH_MS, IdTime
 from taskq.core.messages import DURABILITY, Goaway
 from taskq.core.queue import Budget
 from taskq.core.ring import Ring
@@ -108,7 +109,7 @@ class Node:
         store = SqliteStore(self._folder / "store.sqlite")
         files = FileJournal(self._folder / "journal", config.journal_segment_bytes)
         self._parts.push_async_callback(store.close)
-        recovered = await recover(store, files, config.finished_rows_max)
+        recovered = await recover(store, files, config.finished_rows_max, self.clock.steady_ms() + FRESH_MS)
         self._report(recovered, files)
         shared = self._shared(recovered)
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
@@ -146,7 +147,7 @@ class Node:
                 config.payload_bytes_max, _ms(config.lease), config.queues_max, config.queue_tasks_max, config.queue_bytes_max, config.leases_max
             ),
             durability=DURABILITY.index(config.durability),
-            pruned_id_ms=recovered.pruned_id_ms,
+            ids=IdTime.starting(recovered.pruned_id_ms, recovered.ahead_id_ms, self.clock.steady_ms()),
         )
 
     def _make_house(self, shared: Shared, epoch: int, shards: list[Shard]) -> House:
@@ -168,7 +169,17 @@ class Node:
         self._admission, self._consumers = shared.admission, shared.consumers
         held = [shard.held for shard in shards]
         gate = self._make_gate(secret_key) if config.auth else None
-        return House(Ring(config.shards), terms, shared.consumers, random.SystemRandom(), self.describe, held, wall_ms=self.clock.now_ms, gate=gate)
+        return House(
+            Ring(config.shards),
+            terms,
+            shared.consumers,
+            random.SystemRandom(),
+            self.describe,
+            held,
+            wall_ms=self.clock.now_ms,
+            gate=gate,
+            ids=shared.ids,
+        )
 
     def _make_gate(self, secret_key: bytes) -> Gate:
         """Who comes in only with an access token."""

@@ -17,6 +17,7 @@ from scripted import BROKER_MS, Reply, Scripted, created
 
 from taskq import AsyncClient, BrokerUnavailable, Client, EnqueueError, ResultTimeout, TaskCancelled, TaskHandle, ids, testing
 from taskq.batch import FRAME_TASKS_MAX
+from taskq.clock import SystemClock
 from taskq.connection import Address, backoff_s
 from taskq.core import messages as m
 from taskq.errors import BadRequest, ConfigError, NotFound, PayloadTooLarge, VersionUnsupported
@@ -73,6 +74,14 @@ class TestFrames:
             handle = await client.enqueue("t", queue="email")
             assert ids.is_valid(handle.raw) and ids.slot_of_id(handle.raw) == ids.slot_of_queue("email")
             assert 0 <= ids.ms_of_id(handle.raw) - BROKER_MS < 10_000
+
+    async def test_ids_follow_the_brokers_time_whatever_somebody_does_to_the_clock_of_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now_ns = time.time_ns
+        async with scripted() as (_, client):
+            for wrong_s in (0, 90, 3_600, 86_400, -90, -3_600, -86_400):
+                monkeypatch.setattr(time, "time_ns", lambda wrong_s=wrong_s: now_ns() + wrong_s * 1_000_000_000)
+                handle = await client.enqueue("t")
+                assert abs(ids.ms_of_id(handle.raw) - BROKER_MS) < 10_000, wrong_s
 
     async def test_the_ids_of_a_frame_are_each_new_and_carry_slot_and_time(self) -> None:
         async with scripted() as (broker, client):
@@ -210,7 +219,27 @@ class TestTrouble:
             await AsyncClient("localhost:1").enqueue("t", {"to": {"cc": ["a", {"b"}]}})
 
 
+class SetClock(SystemClock):
+    """A broker's clock that somebody sets; its steady time goes on."""
+
+    set_ms = 0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self.set_ms
+
+
 class TestWithTheBroker:
+    @pytest.mark.parametrize("step_s", [-3_600, -86_400, 3_600, 86_400])
+    async def test_a_step_of_the_brokers_clock_refuses_no_enqueue(self, step_s: int) -> None:
+        clock = SetClock()
+        async with testing.broker(clock=clock) as node, AsyncClient(node.tcp) as client:
+            before = await client.enqueue("t")
+            clock.set_ms = step_s * 1_000
+            async with AsyncClient(node.tcp) as late:
+                handles = [await client.enqueue("t"), await late.enqueue("t"), *await late.enqueue_many("t", [{}] * 3)]
+            assert [handle.created for handle in handles] == [True] * 5
+            assert abs(ids.ms_of_id(handles[1].raw) - ids.ms_of_id(before.raw)) < 60_000, "ids live by the steady clock"
+
     async def test_a_task_can_be_enqueued_looked_at_and_cancelled(self) -> None:
         async with testing.broker() as node, AsyncClient(node.tcp) as client:
             handle = await client.enqueue("send_email", {"to": "a"}, queue="email", max_attempts=3)

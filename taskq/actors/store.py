@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
+
 from taskq.actors.journal import JournalActor
 from taskq.actors.shard import ShardActor
 from taskq.clock import Clock
@@ -23,6 +25,7 @@ from taskq.core.admission import TASK_DISK_BYTES, WRITES
 from taskq.core.book import EVERYTHING, Book, Shared
 from taskq.core.effects import Command, DueLoaded, FindLoad, Flushed, Forgotten, Found, LineLoad, LineLoaded
 from taskq.core.horizon import NEAR_TASKS, is_crowded, narrow, page_tasks, runs_short
+from taskq.core.idtime import FRESH_MS
 from taskq.core.ring import Ring
 from taskq.core.task import PENDING, TAKEN, Task
 from taskq.errors import Overloaded
@@ -232,9 +235,11 @@ class StoreActor:
         self._shared.before_change = outside_of_flush
 
     async def _prune(self) -> None:
-        retention = self._retention(self._clock.now_ms())
+        ids = self._shared.ids
+        ids_until_ms = ids.now_ms(self._clock.steady_ms()) + FRESH_MS
+        retention = attrs.evolve(self._retention(self._clock.now_ms()), ids_until_ms=ids_until_ms)
         while (pruned := await self._store.prune(retention)).rows:
-            self._shared.pruned_id_ms = max(self._shared.pruned_id_ms, pruned.id_ms_max)
+            ids.note_pruned(pruned.id_ms_max, pruned.ahead_ms_max)
             for queue, tasks in pruned.failed:
                 self._shards[self._ring.of_queue(queue)].tell(Command(0, 0, Forgotten(queue, tasks)))
             if self._loads or self._dirty_tasks() >= FLUSH_TASKS or pruned.rows < retention.rows_max:

@@ -20,6 +20,7 @@ from taskq.core import messages as m
 from taskq.core.admission import Admission, Limits, full
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.followers import Crew, Followers, Key
+from taskq.core.idtime import IdTime
 from taskq.core.queue import TASK_BYTES, Budget, Queue
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.errors import Answer, BadRequest
@@ -69,7 +70,7 @@ class Shared:
     turns: count[int] = attrs.field(factory=count)
     admission: Admission = attrs.field(factory=Admission)
     durability: int = m.FSYNC
-    pruned_id_ms: int = 0
+    ids: IdTime = attrs.field(factory=IdTime)
     queues: int = 0
     before_change: Callable[[Task], None] = _without_flush
 
@@ -114,8 +115,9 @@ class Book:
     # ---- what the nouns share --------------------------------------------------------------------------------------------------------
 
     @property
-    def pruned_id_ms(self) -> int:
-        return self.shared.pruned_id_ms
+    def id_ms(self) -> int:
+        """The time of ids, now."""
+        return self.shared.ids.now_ms(self.steady_ms)
 
     def owns_slot(self, slot: int) -> bool:
         return slot * self.count // SLOTS == self.index

@@ -13,15 +13,15 @@ from typing import Any
 from taskq.core import messages as m
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
+from taskq.core.idtime import are_fresh, is_fresh
 from taskq.core.queue import Queue
 from taskq.core.records import Admitted, column
 from taskq.core.task import DIRTY, PENDING, SCHEDULED, InvariantError, Options, Task, parked
 from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge
-from taskq.ids import ID_BYTES, NIL, is_valid, make_id, ms_of_id, slot_of_id, slot_of_queue, split
+from taskq.ids import ID_BYTES, NIL, is_valid, make_id, slot_of_id, slot_of_queue, split
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . : -"
-FRESH_MS = 60_000
 KEY_CHARS_MAX = 256
 KEY_SHOWN = 100
 ATTEMPTS_MAX = 1_000
@@ -60,11 +60,12 @@ def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | Non
     if refusal is not None:
         return [], error_of(refusal)
     slot = slot_of_queue(message.queue)
-    ids = _made(split(message.ids, ID_BYTES), slot, now_ms, book)
+    id_ms = book.id_ms
+    ids = _made(split(message.ids, ID_BYTES), slot, id_ms, book)
     errors = _bad_values(message, len(ids), book.limits.payload_bytes_max)
-    errors.update(_bad_ids(ids, slot, now_ms))
+    errors.update(_bad_ids(ids, slot))
     if known is None:
-        unsure = _unsure(book, command, message, ids, now_ms, errors)
+        unsure = _unsure(book, command, message, ids, id_ms, errors)
         if unsure is not None:
             return [], unsure
         known = {}
@@ -108,19 +109,17 @@ def _bad_values(message: m.Enqueue, count: int, payload_bytes_max: int) -> dict[
     return errors
 
 
-def _made(ids: list[bytes], slot: int, now_ms: int, book: Book) -> list[bytes]:
-    return [make_id(now_ms, slot, book.rng) if task_id == NIL else task_id for task_id in ids] if NIL in ids else ids
+def _made(ids: list[bytes], slot: int, id_ms: int, book: Book) -> list[bytes]:
+    return [make_id(id_ms, slot, book.rng) if task_id == NIL else task_id for task_id in ids] if NIL in ids else ids
 
 
-def _bad_ids(ids: list[bytes], slot: int, now_ms: int) -> dict[int, Answer]:
+def _bad_ids(ids: list[bytes], slot: int) -> dict[int, Answer]:
     errors: dict[int, Answer] = {}
-    if _are_ours(b"".join(ids), slot) and ms_of_id(max(ids)) <= now_ms + FRESH_MS:
+    if _are_ours(b"".join(ids), slot):
         return errors
     for at, task_id in enumerate(ids):
         if not is_valid(task_id) or slot_of_id(task_id) != slot:
             errors[at] = BadRequest(f"ids: {task_id.hex()} is no UUIDv8 with slot {slot} of this queue; send 16 zero bytes for a new id", field="id")
-        elif ms_of_id(task_id) > now_ms + FRESH_MS:
-            errors[at] = BadRequest(f"ids: {task_id.hex()} is more than 60 s ahead of the broker's clock; use the time of WELCOME", field="id")
     return errors
 
 
@@ -133,14 +132,10 @@ def _are_ours(block: bytes, slot: int) -> bool:
     )
 
 
-def _are_fresh(ids: list[bytes], now_ms: int) -> bool:
-    return now_ms - ms_of_id(min(ids)) <= FRESH_MS
-
-
-def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], now_ms: int, errors: Collection[int]) -> FindLoad | None:
+def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], id_ms: int, errors: Collection[int]) -> FindLoad | None:
     """The question to the store, if memory alone cannot say that these tasks are new."""
-    aged = [] if _are_fresh(ids, now_ms) else [task_id for task_id in ids if now_ms - ms_of_id(task_id) > FRESH_MS]
-    asked = ids if command.resent else aged
+    odd = [] if are_fresh(ids, id_ms) else [task_id for task_id in ids if not is_fresh(task_id, id_ms)]
+    asked = ids if command.resent else odd
     keys = {(message.queue, key) for key in message.keys if key is not None}
     unknown = any(task_id not in book.tasks for task_id in asked) or any(key not in book.keys for key in keys)
     if not unknown or len(errors) == len(ids):
@@ -154,7 +149,7 @@ def _admit(
     book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer], resent: bool
 ) -> Decision:
     count = len(ids)
-    if not (errors or known or resent) and message.keys == [None] and _are_new(book, ids, now_ms) and _fits(book, message):
+    if not (errors or known or resent) and message.keys == [None] and _are_new(book, ids) and _fits(book, message):
         return _all_new(book, message, ids, slot, now_ms)
     outcomes, states = bytearray(count), bytearray(count)
     keys = column(message.keys, count)
@@ -173,7 +168,7 @@ def _admit(
             twin_id, state, same = ids[twin], states[twin], _content(message, twin, count) == _content(message, at, count)
         elif task is not None:
             twin_id, state, same = task.id, task.state, _content_of(task) == _content(message, at, count)
-        elif (resent or now_ms - ms_of_id(task_id) > FRESH_MS) and ms_of_id(task_id) <= book.pruned_id_ms:
+        elif (resent or not is_fresh(task_id, book.id_ms)) and book.shared.ids.may_be_pruned(task_id, book.id_ms):
             errors[at], outcomes[at] = IdTooOld(field="id"), m.REFUSED
             continue
         else:
@@ -204,8 +199,8 @@ def _key_conflict(key: str | None, twin_id: bytes) -> KeyConflict:
     )
 
 
-def _are_new(book: Book, ids: list[bytes], now_ms: int) -> bool:
-    return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids) and _are_fresh(ids, now_ms)
+def _are_new(book: Book, ids: list[bytes]) -> bool:
+    return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids) and are_fresh(ids, book.id_ms)
 
 
 def _fits(book: Book, message: m.Enqueue) -> bool:

@@ -25,6 +25,7 @@ from taskq.core.access import Grant
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.enqueue import NAME, NAME_RULE, error_of
 from taskq.core.gate import Gate
+from taskq.core.idtime import IdTime
 from taskq.core.records import column
 from taskq.core.ring import Gather, Ring
 from taskq.core.scram import NONCE_BYTES, Exchange
@@ -72,7 +73,8 @@ class Terms:
 @attrs.define(eq=False)
 class House:
     """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `wall_ms`: the time for
-    people and ids, where it is not that by which sessions live (see clock.py).  `gate`: who checks access tokens, None if nobody does."""
+    people, where it is not that by which sessions live (see clock.py).  `ids`: the time for ids.  `gate`: who checks access tokens, None if nobody
+    does."""
 
     ring: Ring
     terms: Terms
@@ -83,6 +85,7 @@ class House:
     draining: bool = False
     wall_ms: Callable[[], int] | None = None
     gate: Gate | None = None
+    ids: IdTime = attrs.field(factory=IdTime)
 
     def secret(self, session: bytes) -> bytes:
         """Proof that the holder was given this session: HMAC-SHA256 with a key that is kept in the data folder."""
@@ -245,7 +248,8 @@ class Session:
             name = str(hello.client.get("name") or session.hex()[:8])
             self._open_consumer(Consumer(session, name, now_ms + terms.lease_ms, hello.client, connected_ms=wall_ms, heard_ms=now_ms))
         secret = self.house.secret(session)
-        welcome = m.Welcome(session, secret, wall_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits, auth=signature)
+        id_ms = self.house.ids.now_ms(now_ms)
+        welcome = m.Welcome(session, secret, id_ms, terms.epoch, terms.heartbeat_ms, terms.lease_ms, terms.limits, auth=signature)
         self.answers.append((seq, welcome))
 
     def _open_consumer(self, consumer: Consumer) -> None:

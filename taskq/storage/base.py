@@ -16,8 +16,9 @@ Row: TypeAlias = tuple[Any, ...]
 # blobs (id, payload, result, meta) may be given as any contiguous buffer and come back as bytes
 COLUMNS = ("seq", "id", "queue", "task_type", "state", "priority", "position", "due_ms", "finished_ms", "key", "payload", "result", "meta")
 
-# the named integer that `prune` raises to the highest id time it deleted, in its own transaction
-PRUNED_ID_MS = "pruned_id_ms"
+# the named integers that `prune` raises to the highest id time it deleted, in its own transaction: of ids up to `ids_until_ms`, and of those ahead
+PRUNED_ID_MS, AHEAD_ID_MS = "pruned_id_ms", "ahead_id_ms"
+ID_MS_MAX = (1 << 48) - 1
 
 
 @attrs.frozen
@@ -58,22 +59,24 @@ class Count:
 @attrs.frozen
 class Retention:
     """What a prune may delete: finished rows older than one limit, dead letters older than the other, finished rows over the cap (oldest
-    first); at most `rows_max` rows of each kind in one call, so that a prune is short."""
+    first); at most `rows_max` rows of each kind in one call, so that a prune is short.  Ids of a time after `ids_until_ms` are ahead."""
 
     finished_before_ms: int
     failed_before_ms: int
     finished_rows_max: int
     rows_max: int = 10_000
+    ids_until_ms: int = ID_MS_MAX
 
 
 @attrs.frozen
 class Pruned:
-    """How many rows were deleted, and the highest id time (ms) among them (0 if none; `PRUNED_ID_MS` of meta remembers it).  `failed`: how many
-    of them were dead letters, as (queue, rows) by queue."""
+    """How many rows were deleted, and the highest id times (ms) among them (0 if none; meta remembers them as `PRUNED_ID_MS` and `AHEAD_ID_MS`).
+    `failed`: how many of them were dead letters, as (queue, rows) by queue."""
 
     rows: int
     id_ms_max: int
     failed: tuple[tuple[str, int], ...] = ()
+    ahead_ms_max: int = 0
 
 
 class Store(Protocol):

@@ -13,7 +13,7 @@ from itertools import takewhile
 import attrs
 
 from taskq.ids import ms_of_id
-from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, JournalBatch, Pruned, Retention, Row, WriteBatch
+from taskq.storage.base import AHEAD_ID_MS, COLUMNS, PRUNED_ID_MS, Capabilities, Count, JournalBatch, Pruned, Retention, Row, WriteBatch
 
 SEQ, ID, QUEUE, TASK_TYPE, STATE, PRIORITY, POSITION, DUE_MS, FINISHED_MS, KEY = range(10)
 # states as in core/task.py: scheduled and retrying, and of a dead letter
@@ -96,10 +96,14 @@ class MemoryStore:
         del contents.finished[:cut]
         for row in failed[: retention.rows_max]:
             del contents.tasks[row[SEQ]]
-        id_ms_max = max((ms_of_id(row[ID]) for row in gone), default=0)
-        if gone:
-            contents.meta[PRUNED_ID_MS] = max(contents.meta.get(PRUNED_ID_MS, 0), id_ms_max)
-        return Pruned(len(gone), id_ms_max, tuple(sorted(Counter(row[QUEUE] for row in failed[: retention.rows_max]).items())))
+        times_ms = [ms_of_id(row[ID]) for row in gone]
+        id_ms_max = max((ms for ms in times_ms if ms <= retention.ids_until_ms), default=0)
+        ahead_ms_max = max((ms for ms in times_ms if ms > retention.ids_until_ms), default=0)
+        for name, ms in ((PRUNED_ID_MS, id_ms_max), (AHEAD_ID_MS, ahead_ms_max)):
+            if ms:
+                contents.meta[name] = max(contents.meta.get(name, 0), ms)
+        failed_by_queue = Counter(row[QUEUE] for row in failed[: retention.rows_max])
+        return Pruned(len(gone), id_ms_max, tuple(sorted(failed_by_queue.items())), ahead_ms_max)
 
     async def checkpoint(self) -> bool:
         """Nothing to do."""

@@ -22,7 +22,7 @@ from taskq.core.shard import Shard
 from taskq.core.task import FAILED, FINAL, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
 from taskq.errors import JournalCorrupt, StartError
 from taskq.ids import ID_BYTES, ms_of_id, split
-from taskq.storage.base import PRUNED_ID_MS, Journal, JournalBatch, Store, WriteBatch
+from taskq.storage.base import AHEAD_ID_MS, ID_MS_MAX, PRUNED_ID_MS, Journal, JournalBatch, Store, WriteBatch
 from taskq.storage.rows import QUEUE_BYTES, SIZES_KEPT, Opened, batch_of, open_record, size_names, task_of
 from taskq.storage.stretch import Stretch
 
@@ -48,6 +48,7 @@ class Recovered:
     next_lsn: int
     next_seq: int
     pruned_id_ms: int
+    ahead_id_ms: int
     replayed: int
     queue_bytes: Mapping[str, int] = attrs.field(factory=dict)
 
@@ -92,22 +93,23 @@ def scratch() -> Shard:
     return Scratch(0, 1, Shared(Sequence64(1), Sequence64(1), Budget(0), random.Random(0)))
 
 
-async def recover(store: Store, journal: Journal, finished_rows_max: int | None = None) -> Recovered:
+async def recover(store: Store, journal: Journal, finished_rows_max: int | None = None, ids_until_ms: int = ID_MS_MAX) -> Recovered:
     """Replay the journal into the store and begin a new epoch in both.  Of the tasks that it completed at least the newest `finished_rows_max` get a
-    row; older ones may be left out, as if they had been pruned.  Raises JournalCorrupt, StoreCorrupt, and leaves the files as they are then."""
+    row; older ones may be left out, as if they had been pruned, `ids_until_ms` as in Retention.  Raises JournalCorrupt, StoreCorrupt, and leaves
+    the files as they are then."""
     try:
-        return await _recover(store, journal, finished_rows_max)
+        return await _recover(store, journal, finished_rows_max, ids_until_ms)
     except StartError:
         await store.release()
         raise
 
 
-async def _recover(store: Store, journal: Journal, finished_rows_max: int | None) -> Recovered:
+async def _recover(store: Store, journal: Journal, finished_rows_max: int | None, ids_until_ms: int) -> Recovered:
     meta = await store.open()
     applied_lsn = meta.get("applied_lsn", 0)
     completed = Completed()
     look = None if finished_rows_max is None else completed.count
-    replay = Replay(store, meta, await _queue_bytes(store, meta))
+    replay = Replay(store, meta, await _queue_bytes(store, meta), ids_until_ms)
     for batch in journal.read(applied_lsn, meta.get(REPLAYED_LSN, 0), look):  # held by no name, so that an error closes its file at once
         if not replay.replayed and finished_rows_max is not None:
             replay.surplus = completed.tasks - finished_rows_max
@@ -117,7 +119,7 @@ async def _recover(store: Store, journal: Journal, finished_rows_max: int | None
         raise StartError("the store is being read by another program, a backup perhaps, and cannot be checked in; start again when that has ended")
     journal.start(replay.epoch, replay.lsn + 1)
     journal.drop(replay.lsn)
-    return Recovered(replay.epoch, replay.lsn + 1, replay.next_seq, replay.pruned_id_ms, replay.replayed, replay.sizes)
+    return Recovered(replay.epoch, replay.lsn + 1, replay.next_seq, replay.pruned_id_ms, replay.ahead_id_ms, replay.replayed, replay.sizes)
 
 
 class Completed:
@@ -138,12 +140,13 @@ class Replay:
 
     `surplus`: so many of the tasks that it completes are followed by as many younger ones as are kept."""
 
-    def __init__(self, store: Store, meta: dict[str, int], sizes: Counter[str]) -> None:
+    def __init__(self, store: Store, meta: dict[str, int], sizes: Counter[str], ids_until_ms: int) -> None:
         self.lsn, self.next_seq, self.epoch = meta.get("applied_lsn", 0), meta.get("next_seq", 1), meta.get("epoch", 0)
-        self.pruned_id_ms = meta.get(PRUNED_ID_MS, 0)
+        self.pruned_id_ms, self.ahead_id_ms = meta.get(PRUNED_ID_MS, 0), meta.get(AHEAD_ID_MS, 0)
         self.sizes = sizes
         self.replayed = self.surplus = 0
         self._store = store
+        self._ids_until_ms = ids_until_ms
         self._shard = scratch()
         self._stretch = Stretch()
 
@@ -169,8 +172,8 @@ class Replay:
             await self._adopt_missing(record)
             self._shard.replay(record)
         meta = {"applied_lsn": self.lsn, REPLAYED_LSN: self.lsn, "next_seq": self.next_seq, **meta}
-        if self.pruned_id_ms:
-            meta[PRUNED_ID_MS] = self.pruned_id_ms
+        marks = {PRUNED_ID_MS: self.pruned_id_ms, AHEAD_ID_MS: self.ahead_id_ms}
+        meta.update({name: ms for name, ms in marks.items() if ms})
         batch = _flush_of(self._shard, self.sizes, meta)
         self._shard = _successor(self._shard)
         await self._store.commit(batch)
@@ -179,7 +182,9 @@ class Replay:
         self.surplus -= stretch.completed
         left_out = stretch.passing() if self.surplus >= 0 and stretch.completed else frozenset[bytes]()
         if left_out:
-            self.pruned_id_ms = max(self.pruned_id_ms, ms_of_id(max(left_out)))
+            times_ms = list(map(ms_of_id, left_out))
+            self.pruned_id_ms = max([self.pruned_id_ms, *(ms for ms in times_ms if ms <= self._ids_until_ms)])
+            self.ahead_id_ms = max([self.ahead_id_ms, *(ms for ms in times_ms if ms > self._ids_until_ms)])
         return left_out
 
     async def _adopt_missing(self, record: Any) -> None:

@@ -29,7 +29,7 @@ import msgpack
 
 from taskq.errors import StartError, StoreCorrupt
 from taskq.ids import ms_of_id
-from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
+from taskq.storage.base import AHEAD_ID_MS, COLUMNS, PRUNED_ID_MS, Capabilities, Count, Pruned, Retention, Row, WriteBatch
 from taskq.storage.blobs import insert_huge
 from taskq.storage.chunks import chunks, runs
 from taskq.storage.counts import Changes, check_counts, count_all, read_counts
@@ -81,10 +81,10 @@ GET_META = "SELECT name, value, seal FROM meta"
 
 FINISHED_BOUNDS = "SELECT (SELECT min(place) FROM finished), (SELECT max(place) FROM finished)"
 FIRST_YOUNG = "SELECT place FROM finished WHERE place BETWEEN ? AND ? AND finished_ms >= ? ORDER BY place LIMIT 1"
-OLD_FINISHED_IDS = "SELECT max(id) FROM finished WHERE place <= ?"
+OLD_FINISHED_IDS = "SELECT max(iif(id <= ?, id, NULL)), max(id) FROM finished WHERE place <= ?"
 DELETE_FINISHED = "DELETE FROM finished WHERE place <= ?"
 _OLD_FAILED = "FROM tasks WHERE state = 6 AND finished_ms < ? ORDER BY finished_ms, seq LIMIT ?"
-OLD_FAILED_IDS = f"SELECT max(id) FROM (SELECT id {_OLD_FAILED})"
+OLD_FAILED_IDS = f"SELECT max(iif(id <= ?, id, NULL)), max(id) FROM (SELECT id {_OLD_FAILED})"
 OLD_FAILED_QUEUES = f"SELECT queue, count(*) FROM (SELECT queue {_OLD_FAILED}) GROUP BY queue ORDER BY queue"
 OLD_FAILED_SEQS = f"SELECT seq {_OLD_FAILED}"
 DELETE_FAILED = f"DELETE FROM tasks WHERE seq IN (SELECT seq {_OLD_FAILED})"
@@ -226,16 +226,24 @@ def _get_meta(connection: sqlite3.Connection) -> dict[str, int]:
 def _prune(connection: sqlite3.Connection, retention: Retention) -> Pruned:
     last = _last_old(connection, retention)
     old_failed = (retention.failed_before_ms, retention.rows_max)
-    ids = [*connection.execute(OLD_FINISHED_IDS, (last,)).fetchone(), *connection.execute(OLD_FAILED_IDS, old_failed).fetchone()]
-    id_ms_max = max((ms_of_id(id_) for id_ in ids if id_ is not None), default=0)
+    marks = _id_marks(connection, last, retention, old_failed)
     failed = tuple(connection.execute(OLD_FAILED_QUEUES, old_failed).fetchall())
     changes = Changes(connection)
     changes.go([seq for (seq,) in connection.execute(OLD_FAILED_SEQS, old_failed).fetchall()] if failed else [])
     changes.write()
     rows = connection.execute(DELETE_FINISHED, (last,)).rowcount + connection.execute(DELETE_FAILED, old_failed).rowcount
     if rows:
-        _set_meta(connection, [(PRUNED_ID_MS, max(id_ms_max, _get_meta(connection).get(PRUNED_ID_MS, 0)))])
-    return Pruned(rows, id_ms_max, failed)
+        meta = _get_meta(connection)
+        _set_meta(connection, [(name, max(ms, meta.get(name, 0))) for name, ms in marks.items() if ms])
+    return Pruned(rows, marks[PRUNED_ID_MS], failed, marks[AHEAD_ID_MS])
+
+
+def _id_marks(connection: sqlite3.Connection, last: int, retention: Retention, old_failed: tuple[int, int]) -> dict[str, int]:
+    """The highest id times of what is to be deleted: of ids that are not ahead, and of those that are."""
+    until = retention.ids_until_ms.to_bytes(6, "big") + b"\xff" * 10
+    pairs = [connection.execute(OLD_FINISHED_IDS, (until, last)).fetchone(), connection.execute(OLD_FAILED_IDS, (until, *old_failed)).fetchone()]
+    timely, newest = (max((ms_of_id(id_) for id_ in ids if id_ is not None), default=0) for ids in zip(*pairs, strict=True))
+    return {PRUNED_ID_MS: timely, AHEAD_ID_MS: newest if newest > retention.ids_until_ms else 0}
 
 
 def _last_old(connection: sqlite3.Connection, retention: Retention) -> int:

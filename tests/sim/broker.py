@@ -139,7 +139,7 @@ class SimNode(Node):
         heartbeat_ms, lease_ms = round(config.heartbeat * 1000), round(config.lease * 1000)
         terms = Terms(epoch, heartbeat_ms, lease_ms, round(lease_ms * GRACE_OF_LEASE), limits, SECRET_KEY)
         self._admission, self._consumers = shared.admission, shared.consumers
-        return House(Ring(config.shards), terms, shared.consumers, self._rng, self.describe)
+        return House(Ring(config.shards), terms, shared.consumers, self._rng, self.describe, ids=shared.ids)
 
     def _load(self, actor: ShardActor, loads: list[Any]) -> None:
         self._store.load(actor, loads)

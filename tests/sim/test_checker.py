@@ -23,6 +23,7 @@ from taskq.core import enqueue, grant, lease, report, shard, timer
 from taskq.core import messages as m
 from taskq.core.book import Book
 from taskq.core.effects import FindLoad
+from taskq.core.idtime import IdTime
 from taskq.core.queue import Queue
 from taskq.core.records import Ended
 from taskq.core.session import Requests
@@ -237,7 +238,7 @@ def a_failed_sync_is_tried_again(patch: Patch) -> None:
 
 def pruned_ids_are_forgotten(patch: Patch) -> None:
     """An id that is older than all that is kept counts as new."""
-    patch.setattr(Book, "pruned_id_ms", property(lambda self: 0))
+    patch.setattr(IdTime, "may_be_pruned", lambda self, task_id, now_ms: False)
 
 
 def one_known_task_spoils_its_frame(patch: Patch) -> None:

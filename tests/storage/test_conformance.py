@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskq.ids import make_id, ms_of_id
-from taskq.storage.base import COLUMNS, PRUNED_ID_MS, Count, Pruned, Retention, Row, Store, WriteBatch
+from taskq.storage.base import AHEAD_ID_MS, COLUMNS, PRUNED_ID_MS, Count, Pruned, Retention, Row, Store, WriteBatch
 from taskq.storage.memory import Contents, MemoryStore
 from taskq.storage.sqlite import SqliteStore
 
@@ -304,6 +304,17 @@ async def test_the_highest_pruned_id_time_never_falls(store: Store) -> None:
     assert (await store.prune(Retention(3, 0, 100))).id_ms_max == 1_000
     await store.close()
     assert (await store.open())[PRUNED_ID_MS] == 9_000_000
+
+
+async def test_ids_that_were_ahead_when_their_tasks_were_deleted_have_a_mark_of_their_own(store: Store) -> None:
+    timely, ahead, ahead_dead = make_id(1_000, 1, RNG), make_id(9_000, 1, RNG), make_id(9_500, 1, RNG)
+    finished = [row(1, id=ahead, state=COMPLETED, finished_ms=1), row(2, id=timely, state=COMPLETED, finished_ms=2)]
+    await store.commit(WriteBatch(put=[row(3, id=ahead_dead, state=FAILED, finished_ms=1)], finish=finished))
+    pruned = await store.prune(Retention(3, 2, 100, ids_until_ms=1_000))
+    assert (pruned.rows, pruned.id_ms_max, pruned.ahead_ms_max) == (3, 1_000, 9_500)
+    await store.close()
+    meta = await store.open()
+    assert (meta[PRUNED_ID_MS], meta[AHEAD_ID_MS]) == (1_000, 9_500)
 
 
 async def test_checkpoint_and_close_may_be_repeated(store: Store) -> None:
