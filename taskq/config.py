@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import attrs
 
 from taskq.durations import UNIT_SECONDS, seconds
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, echo
 
 C = TypeVar("C")
 
@@ -32,6 +32,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "k": KIB, "m": MIB, "g": GIB, "kib": KIB, "mib": MIB, "gib": GIB}
 UNIT_NAMES = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 AUTO = "auto"
+_SIZE = re.compile(r"([0-9][0-9_]{0,31})\s*([a-z]*)")
 YES_NO = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 PORT_MAX = 65_535
 # what a request needs beside its payloads
@@ -77,7 +78,7 @@ def duration(least_s: float, most_s: float = math.inf) -> Kind:
 
 def size(least: int, most: float = math.inf) -> Kind:
     def read(value: Any) -> int:
-        match = re.fullmatch(r"([\d_]+)\s*([a-z]*)", str(value).strip().lower())
+        match = _SIZE.fullmatch(str(value).strip().lower())
         unit = UNIT_BYTES.get(match[2]) if match else None
         if isinstance(value, bool) or match is None or unit is None:
             raise ValueError("is not a size; write bytes, or text such as 512KiB or 64MiB")
@@ -207,7 +208,7 @@ class Setting:
             return self.kind.read(value)
         except ValueError as error:
             where = f" ({source})" if source else ""
-            raise ConfigError(f"{self.name}{where}: {value!r} {error}", field=self.name) from None
+            raise ConfigError(f"{self.name}{where}: {echo(value)} {error}", field=self.name) from None
 
     def shown_default(self) -> str:
         return self.empty if self.default in (None, "", ()) else self.kind.show(self.default)

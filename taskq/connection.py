@@ -23,7 +23,7 @@ import attrs
 from taskq.core import messages as m
 from taskq.core.gate import name_of
 from taskq.core.scram import Prover
-from taskq.errors import BadRequest, BrokerUnavailable, ConfigError, ProtocolError, TaskqError, TlsFailed
+from taskq.errors import BadRequest, BrokerUnavailable, ConfigError, ProtocolError, TaskqError, TlsFailed, echo
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import VERSION as PROTOCOL_VERSION
 from taskq.protocol.frames import Frame
@@ -63,7 +63,7 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """`host:port`, `host`, `[::1]:7000`, each also with `taskq://` before it, or with `tls://` for TLS.  Raises ConfigError."""
-        hint = f"broker address {url!r} is not valid; write host:port, taskq://host:port or tls://host:port, for example {DEFAULT_URL}"
+        hint = f"broker address {echo(url)} is not valid; write host:port, taskq://host:port or tls://host:port, for example {DEFAULT_URL}"
         scheme, separator, rest = url.strip().rpartition("://")
         try:
             parts = urlsplit(f"//{rest}")

@@ -1,7 +1,7 @@
 """Durations as people write them: seconds as a number, a `timedelta`, or text such as "1h30m", "90s", "250ms", "1.5h".
 
-The units are ms, s, m, h, d and w; text without a unit means seconds.  Negative, infinite and unknown values are refused, with the name of
-the option in the message.
+The units are ms, s, m, h, d and w; text without a unit means seconds, and has at most TEXT_CHARACTERS_MAX.  Negative, infinite and unknown values
+are refused, with the name of the option in the message.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import re
 from datetime import timedelta
 from typing import TypeAlias
 
+from taskq.errors import echo
+
 Duration: TypeAlias = float | timedelta | str
 
 UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+TEXT_CHARACTERS_MAX = 64
+# matched where the part before ended, never searched for
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d|w)\s*")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 SECONDS_MAX = 100 * 366 * 86400.0
 
 
@@ -26,11 +30,11 @@ def seconds(value: Duration, name: str = "duration") -> float:
     elif isinstance(value, str):
         found = _of_text(value, name)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        found = float(value)
+        found = _of_number(value)
     else:
         raise TypeError(f"{name}: expected seconds as a number, a timedelta or text like '1h30m', not {type(value).__name__}")
     if not math.isfinite(found) or not 0 <= found <= SECONDS_MAX:
-        raise ValueError(f"{name}: {value!r} is not between 0 seconds and 100 years")
+        raise ValueError(f"{name}: {echo(value)} is not between 0 seconds and 100 years")
     return found
 
 
@@ -40,16 +44,23 @@ def milliseconds(value: Duration, name: str = "duration") -> int:
     return max(1, round(found * 1000)) if found > 0 else 0
 
 
+def _of_number(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _of_text(text: str, name: str) -> float:
+    if len(text) > TEXT_CHARACTERS_MAX:
+        raise ValueError(f"{name}: {echo(text)} is longer than {TEXT_CHARACTERS_MAX} characters; write for example '30s', '1h30m' or '250ms'")
     stripped = text.strip().lower()
     if _NUMBER.fullmatch(stripped):
         return float(stripped)
     at, total = 0, 0.0
-    for part in _PART.finditer(stripped):
-        if part.start() != at:
-            break
+    while part := _PART.match(stripped, at):
         total += float(part[1]) * UNIT_SECONDS[part[2]]
         at = part.end()
     if at != len(stripped) or not stripped:
-        raise ValueError(f"{name}: {text!r} is not a duration; write for example '30s', '1h30m' or '250ms'")
+        raise ValueError(f"{name}: {echo(text)} is not a duration; write for example '30s', '1h30m' or '250ms'")
     return total

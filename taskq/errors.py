@@ -4,11 +4,36 @@ An *answer* is a typed refusal: it travels as an Error frame or an HTTP error bo
 the connection that caused it.  A *start error* makes a program exit with a message.  Anything else that is raised is a bug, and stops the process.
 
 The docstring of a class is its default message; `retryable` says whether the same request can succeed later without being changed.
+
+What somebody sent stands in a message only as `echo` shows it, so that a message is short whatever was sent; a door passes each message through
+`told` besides.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, Self
+
+ECHO_CHARACTERS_MAX = 200
+MESSAGE_CHARACTERS_MAX = 1_000
+
+
+def echo(value: object) -> str:
+    """What somebody sent, as a message may show it: its repr, of which a long one loses its end.  Never raises."""
+    part = value[:ECHO_CHARACTERS_MAX] if isinstance(value, (str, bytes)) else value
+    try:
+        shown = repr(part)
+    except Exception:  # an int of more than 4,300 digits, an object of somebody else
+        shown = f"<{type(value).__name__}>"
+    return _cut(shown if part is value or len(part) == len(value) else shown + "…", ECHO_CHARACTERS_MAX)  # type: ignore[arg-type]
+
+
+def told(message: str) -> str:
+    """A message, or the name of a field, as it goes to a peer."""
+    return _cut(message, MESSAGE_CHARACTERS_MAX)
+
+
+def _cut(text: str, characters_max: int) -> str:
+    return text if len(text) <= characters_max else text[: characters_max - 1] + "…"
 
 
 class TaskqError(Exception):

@@ -12,6 +12,7 @@ from taskq.advice import unknown_option
 from taskq.core import messages as m
 from taskq.core.enqueue import ATTEMPTS_MAX, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX
 from taskq.durations import Duration, milliseconds, seconds
+from taskq.errors import echo
 from taskq.worker.registry import check_name, check_priority
 
 
@@ -60,13 +61,13 @@ class Options:
 def of_call(task_type: str, changes: EnqueueOptions) -> Options:
     """The options of an enqueue by name.  One that does not exist is most likely an argument of the task."""
     for name in changes.keys() - CHECKS.keys():
-        raise TypeError(f"{unknown_option(name, CHECKS)}; arguments of the task go into a dict: enqueue({task_type!r}, {{{name!r}: …}})")
+        raise TypeError(f"{unknown_option(name, CHECKS)}; arguments of the task go into a dict: enqueue({echo(task_type)}, {{{echo(name)}: …}})")
     return DEFAULTS.but(changes)
 
 
 def check_attempts(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= ATTEMPTS_MAX:
-        raise ValueError(f"max_attempts: {value!r} is not a whole number from 1 to {ATTEMPTS_MAX:,}")
+        raise ValueError(f"max_attempts: {echo(value)} is not a whole number from 1 to {ATTEMPTS_MAX:,}")
     return value
 
 
@@ -89,13 +90,13 @@ def check_retry(value: Any) -> tuple[int, float, int] | None:
         return None
     if not isinstance(value, (tuple, list)) or len(value) != 3:
         example = 'retry=("2s", 2.0, "1h"); how often it is tried is max_attempts'
-        raise ValueError(f"retry: {value!r} is not (base, factor, longest) of the backoff, for example {example}")
+        raise ValueError(f"retry: {echo(value)} is not (base, factor, longest) of the backoff, for example {example}")
     base, factor, longest = value
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor <= FACTOR_MAX:
-        raise ValueError(f"backoff_factor: {factor!r} is not a number from 1 to {FACTOR_MAX:,}")
+        raise ValueError(f"backoff_factor: {echo(factor)} is not a number from 1 to {FACTOR_MAX:,}")
     base_ms, longest_ms = _within_horizon(base, "backoff_base"), _within_horizon(longest, "backoff_max")
     if base_ms > longest_ms:
-        raise ValueError(f"backoff_base: {base!r} is longer than backoff_max, {longest!r}")
+        raise ValueError(f"backoff_base: {echo(base)} is longer than backoff_max, {echo(longest)}")
     return base_ms, float(factor), longest_ms
 
 
@@ -103,7 +104,7 @@ def check_key(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 1 <= len(value) <= KEY_CHARS_MAX or not _is_unicode(value):
-        raise ValueError(f"key: {str(value)[:KEY_CHARS_MAX]!r} is not a text of 1 to {KEY_CHARS_MAX} characters")
+        raise ValueError(f"key: {echo(value)} is not a text of 1 to {KEY_CHARS_MAX} characters")
     return value
 
 
@@ -123,7 +124,7 @@ def check_id(value: Any) -> bytes:
     except (TypeError, ValueError):
         raw = b""
     if not ids.is_valid(raw):
-        raise ValueError(f"id: {value!r} is not a task id (32 hex digits)")
+        raise ValueError(f"id: {echo(value)} is not a task id (32 hex digits)")
     return raw
 
 

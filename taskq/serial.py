@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 
 from taskq.core.messages import BYTES, ENCODINGS, JSON, MSGPACK, Payload
+from taskq.errors import echo
 
 DEPTH_MAX = 32
 _PACK_ERRORS = (TypeError, ValueError, OverflowError, RecursionError)
@@ -62,7 +63,7 @@ def _decode_json(payload: Payload) -> Any:
 def _explain_arguments(arguments: dict[str, Any] | list[Any], task_type: str) -> str:
     named = arguments.items() if isinstance(arguments, dict) else enumerate(arguments)
     for name, value in named:
-        found = _explain(value, f"argument {name!r} of {task_type}")
+        found = _explain(value, f"argument {echo(name)} of {task_type}")
         if found:
             return found
     return ""

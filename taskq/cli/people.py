@@ -21,7 +21,7 @@ from taskq.cli.doctor import doctor
 from taskq.cli.flags import HELP, TOKEN_FILE_HELP, token_from
 from taskq.cli.token import token
 from taskq.core.messages import ENCODINGS
-from taskq.errors import BrokerUnavailable, StartError, TaskqError
+from taskq.errors import BrokerUnavailable, StartError, TaskqError, echo
 from taskq.printable import printable
 from taskq.version import VERSION
 
@@ -165,7 +165,7 @@ def payload_of(arguments: tuple[str, ...], payload: str | None) -> Any:
     for argument in arguments:
         name, separator, text = argument.partition("=")
         if not separator or not name:
-            raise click.UsageError(f"{argument!r} is not KEY=VALUE; a payload of another form is given with --payload")
+            raise click.UsageError(f"{echo(argument)} is not KEY=VALUE; a payload of another form is given with --payload")
         if name in found:
             raise click.UsageError(f"{name} is given twice")
         found[name] = value_of(text)

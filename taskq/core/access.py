@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from taskq.core import messages as m
-from taskq.errors import Forbidden
+from taskq.errors import Forbidden, echo
 from taskq.ids import ID_BYTES, slot_of_id, split
 
 PRODUCE, CONSUME, READ, ADMIN = SCOPES = ("produce", "consume", "read", "admin")
@@ -73,9 +73,9 @@ def scope_of(text: str) -> tuple[str, str]:
     """`produce:email*` as (scope, glob); without a glob it is for any queue.  ValueError says what would be right."""
     scope, separator, glob = text.strip().partition(":")
     if scope not in SCOPES:
-        raise ValueError(f"{text[:160]!r} is no scope; write {', '.join(SCOPES)}, each alone or with the queues it is for, such as produce:email*")
+        raise ValueError(f"{echo(text)} is no scope; write {', '.join(SCOPES)}, each alone or with the queues it is for, such as produce:email*")
     if separator and not GLOB.fullmatch(glob):
-        raise ValueError(f"{text[:160]!r}: the queues must be {GLOB_RULE}")
+        raise ValueError(f"{echo(text)}: the queues must be {GLOB_RULE}")
     return scope, glob or ANY_QUEUE
 
 
@@ -115,7 +115,7 @@ def _in_one_slot(grant: Grant, scope: str, message: m.Cancel) -> str | None:
 
 
 def _queue(name: str) -> str:
-    return f"the queue {name[:128]!r}"
+    return f"the queue {echo(name)}"
 
 
 # message → scope and where it must hold, None for what whoever proved a token may say
@@ -139,6 +139,20 @@ NEEDS: dict[type, tuple[str, Where] | None] = {
 }
 # Inspect.what that needs more; of queues and workers those are shown that the scope is for
 INSPECT: dict[str, tuple[str, Where]] = {"broker": (ADMIN, _everywhere)}
+
+
+def check_kind(grant: Grant, kind: type) -> None:
+    """Raise Forbidden if the grant is enough for no message of this kind, whatever else stands in it: what is refused need not be read."""
+    need = NEEDS[kind]
+    if need is not None and not grant.allows_somewhere(need[0]):
+        raise _forbidden(grant, need[0], "any queue")
+
+
+def check_queue(grant: Grant, kind: type, queue: str) -> None:
+    """Raise Forbidden unless the grant is enough for a message of this kind about this queue."""
+    need = NEEDS[kind]
+    if need is not None and not grant.allows(need[0], queue):
+        raise _forbidden(grant, need[0], _queue(queue))
 
 
 def check(grant: Grant, message: Any) -> None:

@@ -17,7 +17,7 @@ from taskq.core.idtime import are_fresh, is_fresh
 from taskq.core.queue import Queue
 from taskq.core.records import Admitted, column
 from taskq.core.task import DIRTY, PENDING, SCHEDULED, InvariantError, Options, Task, parked
-from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge
+from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge, told
 from taskq.ids import ID_BYTES, NIL, is_valid, make_id, slot_of_id, slot_of_queue, split
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -73,7 +73,7 @@ def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | Non
 
 
 def error_of(answer: Answer) -> m.Error:
-    return m.Error(answer.code, answer.message, answer.field, answer.retryable, answer.retry_after_ms)
+    return m.Error(answer.code, told(answer.message), told(answer.field), answer.retryable, answer.retry_after_ms)
 
 
 def _misshapen(message: m.Enqueue) -> Answer | None:

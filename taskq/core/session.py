@@ -41,6 +41,8 @@ from taskq.errors import (
     TaskqError,
     UnknownKind,
     VersionUnsupported,
+    echo,
+    told,
 )
 from taskq.ids import TOKEN_BYTES, split
 
@@ -164,7 +166,8 @@ class Session:
             self._check_order(message)
         rule = RULES.get(type(message))
         if rule is None:
-            self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {message!r} is unknown to this broker"))))
+            kind = message if hasattr(message, "kind") else type(message).__name__.upper()
+            self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {kind} is unknown to this broker"))))
             return
         roles, handle = rule
         if self.role not in roles and self.state is READY:
@@ -216,7 +219,7 @@ class Session:
         if hello.version != VERSION:
             raise VersionUnsupported(f"version {hello.version} is not supported; this broker speaks version {VERSION}")
         if hello.role not in ROLES:
-            raise ProtocolError(f"role {hello.role!r} is unknown; use producer, worker or keeper", field="role")
+            raise ProtocolError(f"role {echo(hello.role)} is unknown; use producer, worker or keeper", field="role")
         if len(hello.client) > CLIENT_FIELDS_MAX or any(len(str(value)) > CLIENT_CHARS_MAX for value in hello.client.values()):
             raise ProtocolError(f"client: at most {CLIENT_FIELDS_MAX} fields of {CLIENT_CHARS_MAX} characters", field="client")
         self._hello = hello
@@ -360,7 +363,7 @@ class Session:
                 raise BadRequest(f"{field}: at most {NAMES_MAX} names", field=field)
             wrong = next((name for name in names if not NAME.fullmatch(name)), None)
             if wrong is not None:
-                raise BadRequest(f"{field}: {wrong[:40]!r} must be {NAME_RULE}", field=field)
+                raise BadRequest(f"{field}: {echo(wrong)} must be {NAME_RULE}", field=field)
         if len(consume.ranks) not in (0, 1, len(consume.queues)):
             raise BadRequest(
                 f"ranks: needs no entry, 1, or one for each of the {len(consume.queues)} queues, not {len(consume.ranks)}", field="ranks"
@@ -417,7 +420,7 @@ def inspected(house: House, what: str, now_ms: int, grant: Grant | None = None) 
         return m.Inspected([_worker(house, consumer, now_ms) for consumer in connected])
     if what == "broker":
         return m.Inspected([house.describe()])
-    return error_of(BadRequest(f"what: {what[:40]!r} is unknown; use queues, workers or broker", field="what"))
+    return error_of(BadRequest(f"what: {echo(what)} is unknown; use queues, workers or broker", field="what"))
 
 
 def _may_see(grant: Grant, consumer: Consumer) -> bool:
@@ -445,7 +448,7 @@ def _worker(house: House, consumer: Consumer, now_ms: int) -> dict[str, Any]:
 
 
 def error_of_protocol(error: TaskqError) -> m.Error:
-    return m.Error(error.code, error.message, error.field, error.retryable, error.retry_after_ms)
+    return m.Error(error.code, told(error.message), told(error.field), error.retryable, error.retry_after_ms)
 
 
 Handler = Callable[[Session, int, Any, int, bool], None]

@@ -15,7 +15,7 @@ import attrs
 import msgspec
 
 from taskq.core.messages import Error
-from taskq.errors import Answer, TaskqError
+from taskq.errors import Answer, TaskqError, told
 
 
 class PathNotFound(Answer):
@@ -158,9 +158,9 @@ def json_response(status: int, value: Any) -> Response:
 
 def error_body(error: TaskqError | Error) -> dict[str, Any]:
     """The inside of "error", from an exception or from a broker's Error message."""
-    body: dict[str, Any] = {"code": error.code, "message": error.message}
+    body: dict[str, Any] = {"code": error.code, "message": told(error.message)}
     if error.field:
-        body["field"] = error.field
+        body["field"] = told(error.field)
     body["retryable"] = error.retryable
     if error.retry_after_ms:
         body["retry_after_ms"] = error.retry_after_ms

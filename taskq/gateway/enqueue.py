@@ -17,10 +17,11 @@ import attrs
 import msgspec
 
 from taskq.core import messages as m
+from taskq.core.access import Grant, check_queue
 from taskq.core.enqueue import COLUMNS, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
 from taskq.core.task import COPY_BYTES_MAX, STATES
 from taskq.durations import milliseconds
-from taskq.errors import BY_CODE, Answer, BadRequest, PayloadTooLarge
+from taskq.errors import BY_CODE, Answer, BadRequest, Forbidden, PayloadTooLarge
 from taskq.gateway.answers import Response, error_body, error_response, json_response
 from taskq.ids import ID_BYTES, NIL, is_valid, split
 
@@ -109,7 +110,7 @@ def _retry(value: Any, name: str) -> list[Any]:
         raise TypeError(f"{name}: must be an object with base, factor and max")
     for part in value:
         if part not in RETRY_PARTS:
-            raise Misplaced(f"{name}.{part}: unknown option; known are {', '.join(RETRY_PARTS)}", f".{part}")
+            raise Misplaced(f"{name}.{part[:64]}: unknown option; known are {', '.join(RETRY_PARTS)}", f".{part[:64]}")
     policy = list(m.DEFAULT_RETRY)
     for place, part in enumerate(RETRY_PARTS):
         if value.get(part) is not None:
@@ -227,13 +228,15 @@ _read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _JSON_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
-def plan(body: bytes | bytearray, payload_bytes_max: int) -> Plan:
-    """What this body asks for.  Raises an Answer if nothing of it can be done."""
+def plan(body: bytes | bytearray, payload_bytes_max: int, grant: Grant | None = None) -> Plan:
+    """What this body asks for; of a task whose queue is not for this grant nothing more is read.  Raises an Answer if nothing can be done."""
     text = _json_text(body)
     if text[:1] != b"[":
-        task = read_task(text, "", payload_bytes_max)
+        task = read_task(text, "", payload_bytes_max, grant)
         return Plan([_message(task.queue, [task])], [[0]], {}, 1, False)
-    tasks, refused = _read_tasks(_raw_tasks(text), payload_bytes_max)
+    tasks, refused = _read_tasks(_raw_tasks(text), payload_bytes_max, grant)
+    if not tasks and all(isinstance(error, Forbidden) for error in refused.values()):
+        raise refused[0]
     queues: dict[str, list[int]] = {}
     for at, task in tasks.items():
         queues.setdefault(task.queue, []).append(at)
@@ -260,18 +263,18 @@ def _raw_tasks(text: bytes | bytearray) -> list[msgspec.Raw]:
     return found
 
 
-def _read_tasks(found: list[msgspec.Raw], payload_bytes_max: int) -> tuple[dict[int, Task], dict[int, Answer]]:
+def _read_tasks(found: list[msgspec.Raw], payload_bytes_max: int, grant: Grant | None) -> tuple[dict[int, Task], dict[int, Answer]]:
     tasks: dict[int, Task] = {}
     refused: dict[int, Answer] = {}
     for at, text in enumerate(found):
         try:
-            tasks[at] = read_task(text, f"tasks[{at}]", payload_bytes_max)
+            tasks[at] = read_task(text, f"tasks[{at}]", payload_bytes_max, grant)
         except Answer as error:
             refused[at] = error.bare()
     return tasks, refused
 
 
-def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_max: int) -> Task:
+def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_max: int, grant: Grant | None = None) -> Task:
     """One task object; `where` is its place in a list ("tasks[3]"), which the names of its fields are given with.  Raises an Answer."""
     prefix = f"{where}." if where else ""
     try:
@@ -281,6 +284,10 @@ def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_m
     except _JSON_ERRORS as error:
         raise BadRequest(f"{where or 'the body'} is not valid JSON: {error}", field=where or "body") from None
     task = Task()
+    if grant is not None:
+        if "queue" in values:
+            _set(task, "queue", values.pop("queue"), prefix)
+        check_queue(grant, m.Enqueue, task.queue)
     for name, raw in values.items():
         if name == "payload":
             task.payload = _payload(raw, prefix, payload_bytes_max)

@@ -19,7 +19,7 @@ import attrs
 import httptools
 
 from taskq.core.access import Grant
-from taskq.errors import Answer, AuthFailed, AuthRequired, BadRequest, PayloadTooLarge, TaskqError
+from taskq.errors import Answer, AuthFailed, AuthRequired, BadRequest, PayloadTooLarge, TaskqError, echo
 from taskq.gateway.answers import (
     CrossOrigin,
     ExpectationFailed,
@@ -243,7 +243,7 @@ class Receiver:
         names = self._limits.hosts
         if name != "localhost" and name not in names and "*" not in names and not _is_address(name):
             known = "use its IP address or localhost, or start it with --http-hosts"
-            raise WrongHost(f"the Host header names {name!r}, which is not this broker; {known}", field="Host")
+            raise WrongHost(f"the Host header names {echo(name)}, which is not this broker; {known}", field="Host")
         self._known_host = host
 
     def _check_site(self, head: dict[bytes, bytes]) -> None:

@@ -15,8 +15,9 @@ import attrs
 import msgspec
 
 from taskq.core import messages as m
+from taskq.core.access import check_kind
 from taskq.durations import seconds
-from taskq.errors import BadRequest, InternalError, NotFound
+from taskq.errors import BadRequest, InternalError, NotFound, echo
 from taskq.gateway import enqueue
 from taskq.gateway.answers import (
     AlreadyFinal,
@@ -56,7 +57,9 @@ class Gateway:
         method = "GET" if request.method == "HEAD" else request.method
         route = methods.get(method)
         if route is None:
-            raise MethodNotAllowed(f"{request.path} takes {_allowed(methods)}, not {request.method}", _allowed(methods))
+            raise MethodNotAllowed(f"{echo(request.path)} takes {_allowed(methods)}, not {request.method}", _allowed(methods))
+        if request.grant is not None and route.asks is not None:
+            check_kind(request.grant, route.asks)
         if route.body or request.body:
             _check_json(request)
         return route.build(self, request, Given(task_id, _query(request.query, route.query)))
@@ -83,8 +86,9 @@ class Query:
 
 @attrs.frozen
 class Route:
-    """One method on one path.  `answers`: status → name of the schema of the body; `errors`: the codes that it may be refused with.  `is_open`:
-    it is for everybody, also where a token is asked for; it says nothing of tasks."""
+    """One method on one path.  `answers`: status → name of the schema of the body; `errors`: the codes that it may be refused with.  `asks`: the kind
+    of message that it becomes, whose scope is looked at before anything else of the request.  `is_open`: it is for everybody, also where a token
+    is asked for; it says nothing of tasks."""
 
     method: str
     path: str
@@ -93,6 +97,7 @@ class Route:
     answers: dict[int, str]
     errors: tuple[str, ...] = ()
     query: dict[str, Query] = attrs.field(factory=dict)
+    asks: type | None = None
     body: str = ""
     is_open: bool = False
 
@@ -105,7 +110,7 @@ def _find(path: str) -> tuple[dict[str, Route], str]:
     parent, _, last = path.rpartition("/")
     methods = BY_PATH.get(f"{parent}/{{id}}")
     if methods is None or not last:
-        raise PathNotFound(f"there is nothing at {path[:128]}; GET /openapi.json lists what there is")
+        raise PathNotFound(f"there is nothing at {echo(path)}; GET /openapi.json lists what there is")
     return methods, last
 
 
@@ -117,7 +122,7 @@ def _check_json(request: Request) -> None:
     """A body is JSON and said to be, which a page of another site cannot say without being asked for leave first."""
     content_type = request.content_type.partition(";")[0].strip().lower()
     if content_type != "application/json":
-        what = f"the body is said to be {content_type[:64]!r}" if content_type else "the request has no Content-Type"
+        what = f"the body is said to be {echo(content_type)}" if content_type else "the request has no Content-Type"
         raise UnsupportedMediaType(f"{what}; tasks are JSON, send them with -H 'Content-Type: application/json'", field="Content-Type")
 
 
@@ -142,7 +147,7 @@ def _query(text: str, known: dict[str, Query]) -> dict[str, str]:
 
 
 def build_enqueue(gateway: Gateway, request: Request, given: Given) -> Call:
-    plan = enqueue.plan(request.body, gateway.limits.payload_bytes_max)
+    plan = enqueue.plan(request.body, gateway.limits.payload_bytes_max, request.grant)
     return Call(plan.messages, lambda replies: enqueue.respond(plan, replies))
 
 
@@ -165,7 +170,7 @@ def _task_id(text: str) -> bytes:
     """The id in a path.  Anything of the right form is asked for; what is no id of ours is then simply not found."""
     found = enqueue.task_id(text)
     if not found:
-        raise BadRequest(f"id: {text[:64]!r} is not a task id; write it as 32 hex digits", field="id")
+        raise BadRequest(f"id: {echo(text)} is not a task id; write it as 32 hex digits", field="id")
     return found
 
 
@@ -321,6 +326,7 @@ ROUTES: tuple[Route, ...] = (
         "Enqueue one task, or a list of up to 1,000.",
         {201: "Enqueued", 200: "Enqueued"},
         _ENQUEUE_ERRORS,
+        asks=m.Enqueue,
         body="Tasks",
     ),
     Route(
@@ -331,6 +337,7 @@ ROUTES: tuple[Route, ...] = (
         {200: "Task"},
         ("BAD_REQUEST", "NOT_FOUND", "DRAINING"),
         {"wait": _WAIT, "payload": _PAYLOAD},
+        asks=m.Get,
     ),
     Route(
         "DELETE",
@@ -339,9 +346,10 @@ ROUTES: tuple[Route, ...] = (
         "Cancel a task: at once (200), or, while it runs, by asking its worker (202).",
         {200: "Cancelled", 202: "Cancelled"},
         ("BAD_REQUEST", "NOT_FOUND", "ALREADY_FINAL"),
+        asks=m.Cancel,
     ),
-    Route("GET", "/v1/queues", build_inspect("queues"), "The queues and their tasks by state.", {200: "Queues"}),
-    Route("GET", "/v1/workers", build_inspect("workers"), "The connected workers.", {200: "Workers"}),
+    Route("GET", "/v1/queues", build_inspect("queues"), "The queues and their tasks by state.", {200: "Queues"}, asks=m.Inspect),
+    Route("GET", "/v1/workers", build_inspect("workers"), "The connected workers.", {200: "Workers"}, asks=m.Inspect),
     Route("GET", "/healthz", build_healthz, "Whether the process answers.", {200: "Health"}, is_open=True),
     Route("GET", "/readyz", build_readyz, "Whether the broker takes work.", {200: "Health"}, ("NOT_READY",), is_open=True),
     Route("GET", "/openapi.json", build_openapi, "This document.", {200: "Document"}, is_open=True),

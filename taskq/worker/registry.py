@@ -17,6 +17,7 @@ import attrs
 from taskq import serial
 from taskq.control import ArgumentsError, Discard, Retry
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DISCARD, PRIORITIES, RETRY, RETRY_AFTER, Payload
+from taskq.errors import echo
 
 Pool: TypeAlias = Literal["async", "thread", "process"]
 POOLS: tuple[Pool, ...] = ("async", "thread", "process")
@@ -171,7 +172,7 @@ class TaskDefinition:
 def check_name(value: str, what: str) -> str:
     """The name itself; ValueError when it is not [A-Za-z0-9_.:-]{1,128}."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise ValueError(f"{what}: {value!r} is not a valid name; use 1 to 128 of the characters A-Z a-z 0-9 _ . : -")
+        raise ValueError(f"{what}: {echo(value)} is not a valid name; use 1 to 128 of the characters A-Z a-z 0-9 _ . : -")
     return value
 
 
@@ -179,7 +180,7 @@ def check_priority(value: int | str) -> int:
     """0 (first) … 9 (last), or one of the names critical, high, normal, low, bulk."""
     number = PRIORITIES.get(value) if isinstance(value, str) else value
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= PRIORITY_LOWEST:
-        raise ValueError(f"priority: {value!r} is not 0 (first) to 9 (last) or one of {', '.join(PRIORITIES)}")
+        raise ValueError(f"priority: {echo(value)} is not 0 (first) to 9 (last) or one of {', '.join(PRIORITIES)}")
     return number
 
 
@@ -190,7 +191,7 @@ def check_pool(value: str | None) -> Pool | None:
             return pool
     if value is None:
         return None
-    raise ValueError(f"pool: {value!r} is not one of {', '.join(POOLS)}")
+    raise ValueError(f"pool: {echo(value)} is not one of {', '.join(POOLS)}")
 
 
 def type_name(exception: BaseException) -> str:

@@ -9,7 +9,9 @@ import msgpack
 import pytest
 
 from taskq.core import messages as m
-from taskq.errors import Answer, BadRequest
+from taskq.core.access import Grant
+from taskq.errors import Answer, BadRequest, Forbidden
+from taskq.gateway import enqueue
 from taskq.gateway.answers import STATUS, MethodNotAllowed, PathNotFound, Response, Unready, UnsupportedMediaType, error_response
 from taskq.gateway.http1 import HttpLimits, Request
 from taskq.gateway.routes import ROUTES, Call, Gateway, as_json
@@ -81,6 +83,35 @@ def test_a_bad_part_of_the_url_is_refused_by_name(path: str, query: str, field: 
     error = refusal("GET", f"/v1/tasks/{path}", query)
     assert isinstance(error, BadRequest)
     assert error.field == field
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), [
+    ("POST", "/enqueue", "read"), ("GET", f"/v1/tasks/{HEX}", "produce"), ("DELETE", f"/v1/tasks/{HEX}", "read"), ("GET", "/v1/queues", "consume"),
+    ("GET", "/v1/workers", "produce"),
+])  # fmt: skip
+def test_who_lacks_the_scope_is_told_so_before_anything_of_the_request_is_read(method: str, path: str, scope: str) -> None:
+    broken = {"query": "wait=soon&wait=1&colour=1", "content_type": "text/plain", "body": b"{"}
+    assert isinstance(refusal(method, path, grant=Grant("x", ((scope, "zzz"),)), **broken), Forbidden)
+    assert not isinstance(refusal(method, path, grant=Grant("x", (("admin", "*"),)), **broken), Forbidden)
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_of_a_task_in_a_queue_of_others_nothing_but_the_queue_is_read(is_list: bool) -> None:
+    producer = Grant("x", (("produce", "zzz"),))
+    for queue, kind in (("", Forbidden), ('"queue":"other",', Forbidden), ('"queue":"zzz",', BadRequest)):
+        text = f'{{"task_type":"t",{queue}"delay":"{"1" * 100_000}x"}}'
+        body = (f"[{text}]" if is_list else text).encode()
+        asked = {"grant": producer, "content_type": "application/json", "body": body}
+        if is_list and kind is BadRequest:
+            assert [type(error) for error in enqueue.plan(body, 1 << 20, producer).refused.values()] == [BadRequest]
+        else:
+            assert type(refusal("POST", "/enqueue", **asked)) is kind
+
+
+def test_in_a_list_each_task_is_allowed_or_forbidden_by_its_own_queue() -> None:
+    body = b'[{"task_type":"t","queue":"zzz"},{"task_type":"t","queue":"other","delay":"soon"},{"task_type":"t","queue":"zzz","delay":"soon"}]'
+    plan = enqueue.plan(body, 1 << 20, Grant("x", (("produce", "zzz"),)))
+    assert (plan.places, {at: type(error) for at, error in plan.refused.items()}) == ([[0]], {1: Forbidden, 2: BadRequest})
 
 
 def test_a_query_with_too_many_parameters_is_refused() -> None:
