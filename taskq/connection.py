@@ -188,7 +188,8 @@ class _Protocol(asyncio.Protocol):
 
 class Channel:
     """A Link over TCP, or over TLS: `address.tls`.  Answers to `call` go to the caller, every other event to `on_event`, in the order of arrival.
-    `token`: the access token to prove, "" for none; it never travels.  `ca`: see `trust`.  Raises ConfigError if that cannot be used."""
+    `token`: the access token to prove, "" for none; it never travels.  `ca`: see `trust`.  `room`: see `Link`.  Raises ConfigError if that cannot
+    be used."""
 
     def __init__(
         self,
@@ -198,10 +199,11 @@ class Channel:
         rng: random.Random | None = None,
         token: str = "",
         ca: str | None = None,
+        room: Callable[[], int] | None = None,
     ) -> None:
         self.address = address
         self._context = address.context(ca)
-        self.link = Link(greeting, prover=_prover(token))
+        self.link = Link(greeting, room=room, prover=_prover(token))
         self._on_event = on_event
         self._rng = rng or random.Random()
         self._protocol: _Protocol | None = None
@@ -365,7 +367,7 @@ class Channel:
     def _notice(self, event: Event) -> None:
         """What concerns the transport itself."""
         if isinstance(event, Stale) and self._protocol is not None:
-            self._protocol.drop("the broker was silent for too long")
+            self._protocol.drop(event.reason)
         elif isinstance(event, Pushed) and isinstance(event.message, m.Goaway):
             self._pause_s = min(PAUSE_S_MAX, event.message.reconnect_after_ms / 1000)
         elif isinstance(event, Closed):

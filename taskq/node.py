@@ -19,6 +19,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command, Reply
 from taskq.core.gate import Gate
+from taskq.core.grant import waiting_for
 from taskq.core.idtime import FRESH_MS, IdTime
 from taskq.core.messages import DURABILITY, Goaway
 from taskq.core.queue import Budget
@@ -170,15 +172,16 @@ class Node:
         held = [shard.held for shard in shards]
         gate = self._make_gate(secret_key) if config.auth else None
         return House(
-            Ring(config.shards),
-            terms,
-            shared.consumers,
-            random.SystemRandom(),
-            self.describe,
-            held,
+            ring=Ring(config.shards),
+            terms=terms,
+            consumers=shared.consumers,
+            rng=random.SystemRandom(),
+            describe=self.describe,
+            held=held,
             wall_ms=self.clock.now_ms,
             gate=gate,
             ids=shared.ids,
+            waiting=partial(waiting_for, shards),
         )
 
     def _make_gate(self, secret_key: bytes) -> Gate:

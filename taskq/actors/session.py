@@ -203,7 +203,7 @@ class SessionActor(asyncio.BufferedProtocol):
                 self._listener.greeted(self, self._held)
 
     def _carry(self) -> None:
-        """Take from the session what the last calls left: commands, answers, connections that this one replaces."""
+        """Take from the session what the last calls left: commands, answers, words for the log, connections that this one replaces."""
         session = self.session
         if session.commands:
             commands, session.commands = session.commands, []
@@ -212,6 +212,9 @@ class SessionActor(asyncio.BufferedProtocol):
             for origin in session.evicted:
                 self._listener.evict(origin)
             session.evicted.clear()
+        for notice in session.notices:
+            log.warning("%s", notice)
+        session.notices.clear()
         if session.answers:
             self._flush_soon()
         self._set_reading()

@@ -13,12 +13,22 @@ if TYPE_CHECKING:
     from taskq.core.followers import Crew
 
 
+@attrs.define
+class Idle:
+    """So many heartbeats in a row found the session without a lease, and `delivered` as it was.  `named`: somebody was told."""
+
+    beats: int = 0
+    delivered: int = 0
+    named: bool = False
+
+
 @attrs.define(eq=False)
 class Consumer:
     """`allowed` and `delivered` count deliveries since the session began.  Deliveries up to `received` are confirmed.  Its leases end at
     `deadline_ms` unless it is heard of again.  `origin` is its connection, 0 while it is away.  `restored`: known from before a restart only.
-    `choked`: its connection does not take more for the moment.  `shards`: those that own its queues; `ranks`: of its queues, the lowest
-    is preferred; `crews`: see followers.py, by shard."""
+    `choked`: its connection does not take more for the moment.  `taken_back`: deliveries that the broker ended by itself, so that the worker
+    may not know that it can allow others.  `idle`: see standing.py.  `shards`: those that own its queues; `ranks`: of its queues, the lowest is
+    preferred; `crews`: see followers.py, by shard."""
 
     session: bytes
     name: str
@@ -37,6 +47,8 @@ class Consumer:
     restored: bool = False
     over: bool = False
     choked: bool = False
+    taken_back: int = 0
+    idle: Idle = attrs.field(factory=Idle)
     shards: tuple[int, ...] = ()
     crews: dict[int, Crew] = attrs.field(factory=dict)
 

@@ -7,7 +7,7 @@ round the sessions: each takes at most ceil(ready / waiting sessions) at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 from struct import pack
@@ -263,6 +263,18 @@ def evolve_granted(book: Book, record: Granted) -> None:
         held[token] = task
     if count == 1 and task.crashes >= CRASHES_ALONE:
         book.alone[session] = task
+
+
+def waiting_for(books: Iterable[Book], consumer: Consumer) -> str:
+    """A queue with tasks that the session could run now, "" for none."""
+    for book in books:
+        if book.admission.draining:
+            return ""
+        for name in consumer.queues:
+            queue = book.queues.get(name)
+            if queue is not None and queue.counts[PENDING] and queue.ready(consumer.task_types):
+                return name
+    return ""
 
 
 def _fill(book: Book, queue: Queue) -> None:

@@ -64,10 +64,18 @@ def expire(book: Book, now_ms: int) -> Iterator[Ended]:
                 yield from _take_back_unconfirmed(book, session, now_ms)
         elif session in book.suspects:
             book.suspects.discard(session)
+            _note(book, session, book.leases_of(session))
             cause = "" if consumer is None or consumer.restored else "worker lost: nothing was heard of it"
             yield from decide_over(book, Command(0, 0, Over(session, cause)), now_ms, None)[0]
         else:
             book.suspects.add(session)
+
+
+def _note(book: Book, session: bytes, taken: int) -> None:
+    """So many deliveries end without a word of the worker."""
+    consumer = book.consumers.get(session)
+    if consumer is not None:
+        consumer.taken_back += taken
 
 
 def _take_back_unconfirmed(book: Book, session: bytes, now_ms: int) -> Iterator[Ended]:
@@ -76,6 +84,7 @@ def _take_back_unconfirmed(book: Book, session: bytes, now_ms: int) -> Iterator[
     confirmed = book.received_of(session)
     unconfirmed = takewhile(lambda task: task.delivery > confirmed, reversed(book.held[session].values()))  # deliveries rise
     lost = [task for task in unconfirmed if task.started_ms <= limit_ms][::-1]
+    _note(book, session, len(lost))
     yield from _records(lost, "undelivered", "", now_ms)
 
 

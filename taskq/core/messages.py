@@ -105,18 +105,21 @@ class Resumed:
 @attrs.define
 class Heartbeat:
     """A worker is alive: the deliveries it received since the session began and the tokens it holds.  A token is given up if its delivery
-    number is at most `received` and it is not listed.  A producer sends (0, "").  Answer: Beat."""
+    number is at most `received` and it is not listed.  `allowed` counts like that of Credit.  A producer sends (0, "").  Answer: Beat."""
 
     received: int = 0
     tokens: bytes = b""
+    allowed: int = 0
 
 
 @attrs.define
 class Beat:
-    """The tokens of the Heartbeat that are not current (stop that work), and those whose tasks are to be cancelled."""
+    """The tokens of the Heartbeat that are not current (stop that work), and those whose tasks are to be cancelled.  `delivered`: the number of the
+    last delivery that was sent before this frame; who has received fewer has lost a frame, and resumes."""
 
     lost: bytes = b""
     cancelled: bytes = b""
+    delivered: int = 0
 
 
 @attrs.define

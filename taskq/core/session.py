@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from taskq.core import access
+from taskq.core import access, standing
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.access import Grant
@@ -76,7 +76,7 @@ class Terms:
 class House:
     """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `wall_ms`: the time for
     people, where it is not that by which sessions live (see clock.py).  `ids`: the time for ids.  `gate`: who checks access tokens, None if nobody
-    does."""
+    does.  `waiting`: a queue with tasks that a consumer could run now, "" for none."""
 
     ring: Ring
     terms: Terms
@@ -88,6 +88,7 @@ class House:
     wall_ms: Callable[[], int] | None = None
     gate: Gate | None = None
     ids: IdTime = attrs.field(factory=IdTime)
+    waiting: Callable[[Consumer], str] = lambda consumer: ""
 
     def secret(self, session: bytes) -> bytes:
         """Proof that the holder was given this session: HMAC-SHA256 with a key that is kept in the data folder."""
@@ -135,7 +136,8 @@ class Requests:
 
 
 class Session:
-    """One connection.  `commands` and `answers` are what the last call left to be taken; `closing` says that the connection ends after them.
+    """One connection.  `commands`, `answers` and `notices`, words for the log, are what the last call left to be taken; `closing` says that the
+    connection ends after them.
     `grant`: what its access token allows, None where no token is asked for."""
 
     def __init__(self, origin: int, house: House) -> None:
@@ -149,7 +151,9 @@ class Session:
         self.consumer: Consumer | None = None
         self.commands: list[tuple[int, fx.Command]] = []
         self.answers: list[tuple[int, Any]] = []
+        self.notices: list[str] = []
         self.evicted: list[int] = []
+        self._sent = 0
         self._hello = m.Hello(VERSION, "")
         self._exchange: Exchange | None = None
         self._resumes = False
@@ -194,6 +198,8 @@ class Session:
     def answered(self, seq: int, part: int, answer: Any, now_ms: int) -> None:
         """A shard's reply came back durable."""
         if seq == 0:
+            if type(answer) is m.Deliver:
+                self._sent = answer.first + len(answer.payloads) - 1
             self.answers.append((0, answer))
             return
         whole = self.requests.answered(seq, part, answer)
@@ -290,8 +296,11 @@ class Session:
             self.answers.append((seq, m.Beat()))
             return
         self._heard(self.consumer, beat.received, now_ms)
-        if seq and not beat.tokens and self._holds_nothing(self.consumer.session):
-            self.answers.append((seq, m.Beat()))
+        idle = self._holds_nothing(self.consumer.session)
+        if self.consumer.origin == self.origin:
+            self._account(self.consumer, beat, idle)
+        if seq and idle and not beat.tokens:
+            self.answers.append((seq, m.Beat(delivered=self._sent)))
             return
         self._beating[seq] = beat
         received = min(beat.received, self.consumer.delivered)
@@ -309,12 +318,12 @@ class Session:
         if seq in self._beating:
             beat = self._beating.pop(seq)
             lost = b"".join(token for token in split(beat.tokens, TOKEN_BYTES) if token not in held)
-            return m.Beat(lost, b"".join(known.cancelled))
+            return m.Beat(lost, b"".join(known.cancelled), self._sent)
         consumer, resume = self._resuming.pop(seq)
         if self.closing:
             return m.Resumed(b"")
         consumer.origin, consumer.client, consumer.restored, consumer.choked = self.origin, self.client, False, False
-        consumer.delivered = consumer.received = consumer.allowed = resume.received
+        self._sent = consumer.delivered = consumer.received = consumer.allowed = resume.received
         consumer.heard(resume.received, now_ms, self.house.terms.lease_ms)
         outcomes = (
             m.LOST if token not in held else m.KEPT_BUT_CANCELLED if token in cancelled else m.KEPT for token in split(resume.tokens, TOKEN_BYTES)
@@ -377,10 +386,20 @@ class Session:
         self.ready()
 
     def on_credit(self, seq: int, credit: m.Credit, now_ms: int, resent: bool) -> None:
-        consumer = self._subscriber()
-        if credit.allowed > consumer.allowed:
-            consumer.allowed = credit.allowed
-            self.ready()
+        self._allow(self._subscriber(), credit.allowed)
+
+    def _allow(self, consumer: Consumer, allowed: int) -> None:
+        if allowed > consumer.allowed:
+            consumer.allowed = allowed
+            self._ready(consumer)
+
+    def _account(self, consumer: Consumer, beat: m.Heartbeat, idle: bool) -> None:
+        """What it allows, said anew; and does it stand for all that?"""
+        self._allow(consumer, beat.allowed)
+        told = standing.look(consumer, self.house.waiting) if idle else None
+        if told is not None:
+            self._ready(consumer)
+            self.notices += [told] if told else []
 
     def _subscriber(self) -> Consumer:
         if self.consumer is None or self.consumer.origin != self.origin:

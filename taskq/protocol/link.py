@@ -14,6 +14,9 @@ Rules:
 - With a prover each greeting proves the access token, if the broker asks, and then the broker has to prove that it knows it as well.  A broker
   that does not ask is taken as it is: which broker it is, TLS proves.
 - A token is held from its Deliver until its report is answered, so a Resume lists it and the report that follows finds it current.
+- Credit is an account that both ends can draw up at any time: a worker allows what it has received and, beyond that, what it has `room` for now.
+  Each heartbeat says it anew, and its answer how much was sent, so a frame that was lost on the way stops nobody for longer than that.
+- What a worker must not lose and is not answered after ANSWER_BEATS heartbeats is taken for lost: the transport is given up, and it is sent again.
 
 What it must not know: sockets, clocks, task functions, what the messages of its owner mean.
 """
@@ -21,6 +24,7 @@ What it must not know: sockets, clocks, task functions, what the messages of its
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -39,12 +43,14 @@ STRIKES_MAX = 3
 SEQ_MAX = 0xFFFF_FFFF
 GREETING_MS = 10_000
 SILENT_BEATS = 3
+ANSWER_BEATS = 6
 RETRY_MIN_MS = 20
 TICK_MIN_MS = 20
 LATE_MS = 1_000
 NEVER = 1 << 62
 
 REPORTS = (m.Ack, m.Fail, m.Release)
+UNLOSABLE = (*REPORTS, m.Consume)
 
 
 @attrs.define
@@ -87,7 +93,9 @@ class Closed:
 
 @attrs.define
 class Stale:
-    """Nothing was heard for too long: the transport is to be dropped."""
+    """Nothing was heard for too long, or not what has to be: the transport is to be dropped."""
+
+    reason: str = "the broker was silent for too long"
 
 
 Event: TypeAlias = Ready | Answered | Refused | Pushed | Closed | Stale
@@ -110,14 +118,24 @@ class Request:
     lane: Lane
     resent: bool = False
     strikes: int = 0
+    beats: int = 0
 
 
 class Link:
-    """See the module.  `received`: deliveries read since the session began.  `held`: tokens of tasks that are this side's to finish.  `reason`:
-    why there is no transport, or why the last one ended."""
+    """See the module.  `room`: how many more tasks a worker takes now.  `received`: deliveries read since the session began.  `held`: tokens of
+    tasks that are this side's to finish.  `reason`: why there is no transport, or why the last one ended."""
 
-    def __init__(self, hello: m.Hello, *, prover: Prover | None = None, enqueues_max: int = ENQUEUES_MAX, requests_max: int = REQUESTS_MAX) -> None:
+    def __init__(
+        self,
+        hello: m.Hello,
+        *,
+        room: Callable[[], int] | None = None,
+        prover: Prover | None = None,
+        enqueues_max: int = ENQUEUES_MAX,
+        requests_max: int = REQUESTS_MAX,
+    ) -> None:
         self.hello = hello
+        self._room = room
         self._prover = prover
         self.state = CLOSED
         self.welcome: m.Welcome | None = None
@@ -162,7 +180,7 @@ class Link:
         fault, self._fault = self._fault, None
         for request in reversed(self._pending.values()):
             request.lane.in_flight -= 1
-            request.resent = True
+            request.resent, request.beats = True, 0
             request.strikes += fault is not None
             if fault is not None and request.strikes >= STRIKES_MAX:
                 events.append(Refused(request.owner, fault))
@@ -349,6 +367,12 @@ class Link:
             self.allowed = allowed
             self._out.append(Frame(0, 0, m.Credit(allowed)))
 
+    def heartbeat(self) -> m.Heartbeat:
+        """The account of a worker as it is now."""
+        if self._room is not None:
+            self.allowed = max(self.allowed, self.received + self._room())
+        return m.Heartbeat(self.received, b"".join(self.held), self.allowed)
+
     def _delivered(self, message: m.Deliver) -> None:
         tokens = ids.split(message.tokens, ids.TOKEN_BYTES)
         if message.first != self.received + 1:
@@ -359,6 +383,8 @@ class Link:
     def _beat(self, message: Any) -> list[Event]:
         if type(message) is not m.Beat:
             return []
+        if message.delivered > self.received:
+            raise OutOfOrder(f"delivery {message.delivered} was sent, and {self.received} is the last that came")
         told = ids.split(message.lost, ids.TOKEN_BYTES)
         lost = self._news(told)
         self._drop(lost)
@@ -384,6 +410,8 @@ class Link:
             self._heard_ms = now_ms  # this side slept: what the broker sent meanwhile was not read yet
         if self._silent(now_ms):
             return [Stale()]
+        if now_ms >= self._beat_at and self._is_unanswered():
+            return [Stale("the broker has left a report or the subscription without an answer for too long")]
         if now_ms >= self._beat_at:
             self._heartbeat(now_ms)
         events = self._expire(now_ms)
@@ -397,9 +425,16 @@ class Link:
     def _silent(self, now_ms: int) -> bool:
         return self.state is not CLOSED and now_ms - self._heard_ms >= self._silence_max_ms()
 
+    def _is_unanswered(self) -> bool:
+        """To be called once a heartbeat.  A wait for a task may take any time; what is asked for with a deadline has that."""
+        asked = [request for request in self._pending.values() if isinstance(request.message, UNLOSABLE)]
+        for request in asked:
+            request.beats += 1
+        return any(request.beats > ANSWER_BEATS for request in asked)
+
     def _heartbeat(self, now_ms: int) -> None:
         assert self.welcome is not None
-        self._beat_seq = self._emit(m.Heartbeat(self.received, b"".join(self.held)))
+        self._beat_seq = self._emit(self.heartbeat())
         self._beat_at = now_ms + self.welcome.heartbeat_ms
 
     def _expire(self, now_ms: int) -> list[Event]:

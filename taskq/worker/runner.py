@@ -24,7 +24,7 @@ from taskq.core import messages as m
 from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
 from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError, VersionUnsupported
-from taskq.protocol.link import CLOSED, READY, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
+from taskq.protocol.link import CLOSED, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
 from taskq.worker.page import Page
@@ -68,9 +68,9 @@ class Runner:
         self._level = 0
         self._code = 0
         self._changed = asyncio.Event()
-        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed)
+        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon)
         greeting = hello("worker", config.name)
-        self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca)
+        self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca, room=self._room)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news
         self._guard = StallGuard(self._channel, self._bench.put)
         self._events: dict[type, Callable[[Any], None]] = {
@@ -196,6 +196,7 @@ class Runner:
     def _answered(self, event: Answered) -> None:
         if isinstance(event.owner, Question):
             self._guard.answered(event.owner, event.message)
+            self._flush_soon()
         elif type(event.message) is m.Reported and any(event.message.outcomes):
             told = zip(ids.split(event.owner.ids, ids.ID_BYTES), event.message.outcomes, strict=True)
             for task_id in (task_id for task_id, outcome in told if outcome == m.REPORT_LEASE_LOST):
@@ -309,6 +310,10 @@ class Runner:
         if isinstance(outcome, Verdict):
             log.warning("%s: failed with %s", job.label, outcome.error_type)
         self._reports.add(job, outcome)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """What ended in this turn of the loop is reported at its end, and the room that it left is told."""
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -323,13 +328,14 @@ class Runner:
 
     def _give_credit(self) -> None:
         """Told when it is a quarter more than before, or when the broker is about to run out of what it was allowed."""
-        link = self._link
-        if not self._taking or link.state is not READY:
-            return
-        room = max(0, self._bench.room - len(self._guard))
+        link, room = self._link, self._room()
         gain, outstanding = link.received + room - link.allowed, link.allowed - link.received
         if gain > 0 and (4 * gain >= self._bench.window or 2 * outstanding < room):
             self._channel.credit(room)
+
+    def _room(self) -> int:
+        """How many more tasks it takes now, whatever was told before."""
+        return max(0, self._bench.room - len(self._guard)) if self._taking else 0
 
     # ---- time
 

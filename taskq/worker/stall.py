@@ -71,7 +71,7 @@ class StallGuard:
         link = self._channel.link
         if self._in_doubt and self._question is None and link.state is READY:
             self._question, self._parked = Question(self._parked), []
-            self._channel.request(m.Heartbeat(link.received, b"".join(link.held)), self._question, ANSWER_S)
+            self._channel.request(link.heartbeat(), self._question, ANSWER_S)
 
     def answered(self, question: Question, beat: m.Beat) -> None:
         """What came after the question may have been sent before it was read, so it is asked about in turn."""

@@ -25,7 +25,8 @@ Finished = Callable[[Job, Outcome, float], None]
 
 
 class ThreadPool:
-    """As many threads as jobs were ever running at once, less those that were given up.  All methods but `_work` run on the loop."""
+    """As many threads as jobs were ever running at once, less those that were given up.  All methods but `_work` run on the loop.  `given_up`: how
+    many of these go on."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, finished: Finished) -> None:
         self._loop = loop
@@ -40,6 +41,7 @@ class ThreadPool:
         self._threads = 0
         self._busy = 0
         self._number = 0
+        self.given_up = 0
 
     def start(self, job: Job) -> None:
         self._busy += 1
@@ -62,6 +64,7 @@ class ThreadPool:
             if job.over:
                 return False
             job.over = True
+            self.given_up += 1
         self._threads -= 1
         self._busy -= 1
         return True
@@ -92,6 +95,7 @@ class ThreadPool:
         with self._lock:
             given_up = job.over
             job.over = True
+            self.given_up -= given_up
         if given_up:
             return False
         self._ended.append((job, outcome, work_s))

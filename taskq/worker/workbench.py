@@ -4,8 +4,8 @@
                                       ├─ thread ─► ThreadPool
                                       └─ process ─► ProcessPool        every end ─► report(job, outcome)
 
-Rules: a job is reported once, or never when its lease is lost.  A carrier gives the loop back after TURN_S.  Timeouts are kept by the loop; what
-keeps the loop or the GIL from running is the keeper's to end, told by the shared page.
+Rules: a job is reported once, or never when its lease is lost: then `freed` is told that there is room again.  A carrier gives the loop back after
+TURN_S.  Timeouts are kept by the loop; what keeps the loop or the GIL from running is the keeper's to end, told by the shared page.
 """
 
 from __future__ import annotations
@@ -43,12 +43,21 @@ Report = Callable[[Job, Outcome], None]
 class Workbench:
     """See the module.  `failed` is told of a bug in here, after which nothing can be trusted."""
 
-    def __init__(self, app: str, concurrency: int, page: Page, report: Report, failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        app: str,
+        concurrency: int,
+        page: Page,
+        report: Report,
+        failed: Callable[[BaseException], None],
+        freed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._concurrency = concurrency
         self._page = page
         self._report = report
         self._failed = failed
+        self._freed = freed
         self._waiting: deque[Job] = deque()
         self._running = 0
         self._carrying = False
@@ -97,6 +106,8 @@ class Workbench:
             self._tell(job, HANDBACK)
         elif job.stop is not None:
             job.stop()
+            if ending == LOST:
+                self._free(job)
 
     def hand_back_waiting(self) -> None:
         """Give back what was not started."""
@@ -234,6 +245,11 @@ class Workbench:
     def _set_timer(self, job: Job) -> None:
         self._timers[job] = self._loop.call_later(max(0.0, job.deadline_s - monotonic()), self._time_out, job)
 
+    def _cancel_timer(self, job: Job) -> None:
+        timer = self._timers.pop(job, None)
+        if timer is not None:
+            timer.cancel()
+
     def _time_out(self, job: Job) -> None:
         if job.ending:
             return
@@ -249,6 +265,15 @@ class Workbench:
             self._thread_over(job, timed_out(job))
         else:
             job.ending = NONE  # the function has returned in time to be counted
+
+    def _free(self, job: Job) -> None:
+        """Nobody waits for this run any more, and the slot should not either, however long it goes on."""
+        if job.pool == "thread" and self._threads.given_up < self._concurrency and self._threads.give_up(job):
+            log.warning("%s: its thread cannot be killed and goes on, a new one takes its place", job.label)
+            self._thread_over(job, HANDBACK)
+        elif job.pool == "async" and not job.over:
+            self._cancel_timer(job)
+            self._timers[job] = self._loop.call_later(GRACE_S, self._abandon, job)
 
     def _abandon(self, job: Job) -> None:
         """An async function swallows its cancellation: report the attempt as failed and let it go on unseen."""
@@ -266,9 +291,7 @@ class Workbench:
 
     def _over(self, job: Job, outcome: Outcome, work_s: float | None = None) -> None:
         job.over = True
-        timer = self._timers.pop(job, None)
-        if timer is not None:
-            timer.cancel()
+        self._cancel_timer(job)
         if work_s is None:
             work_s = monotonic() - job.started_s if job.started_s else self._work_s
         self._finish(job, outcome, work_s)
@@ -288,7 +311,9 @@ class Workbench:
         """Report a job that was ended from outside."""
         job.stop = None
         settled = settle(job, outcome)
-        if settled is not None:
+        if settled is None:
+            self._freed()
+        else:
             self._report(job, settled)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -17,6 +18,7 @@ from taskq.core import horizon
 from taskq.core import messages as m
 from taskq.core.admission import Limits
 from taskq.core.book import EVERYTHING, Sequence64, Shared
+from taskq.core.grant import waiting_for
 from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.session import House, Session, Terms
@@ -58,6 +60,7 @@ class World:
         self.peers: dict[int, Peer] = {}
         self.records: list[Any] = []
         self.told: list[tuple[str, Any]] = []
+        self.notices: list[str] = []
         self.mail: list[tuple[int, fx.Command]] = []
         self.loads: list[tuple[int, Any]] = []
         self.flushing: list[tuple[int, list[Task], WriteBatch]] = []
@@ -71,7 +74,8 @@ class World:
     def _house(self) -> House:
         terms = Terms(1, HEARTBEAT_MS, LEASE_MS, GRACE_MS, {}, b"key")
         held = [shard.held for shard in self.shards]
-        return House(self.ring, terms, self.shared.consumers, self._session_rng, lambda: {"version": "test"}, held)
+        waiting = partial(waiting_for, self.shards)
+        return House(self.ring, terms, self.shared.consumers, self._session_rng, lambda: {"version": "test"}, held, waiting=waiting)
 
     @property
     def shard(self) -> Shard:
@@ -295,6 +299,8 @@ class Peer:
             if gone is not None:
                 gone.session.lost(world.now_ms)
         session.evicted.clear()
+        world.notices += session.notices
+        session.notices.clear()
 
     def pushed(self, message: Any) -> None:
         raise AssertionError(f"{self.name} was sent {message} without having asked")

@@ -14,7 +14,7 @@ from taskq.core.gate import AccessToken, Gate, grant_of, text_of
 from taskq.core.scram import Exchange, Prover
 from taskq.errors import AuthFailed, BrokerUnavailable, OutOfOrder, Overloaded, PayloadTooLarge, TaskqError
 from taskq.protocol.frames import RESENT, Frame
-from taskq.protocol.link import GREETING_MS, LATE_MS, STRIKES_MAX, TICK_MIN_MS, Answered, Closed, Link, Pushed, Ready, Refused, Stale
+from taskq.protocol.link import ANSWER_BEATS, GREETING_MS, LATE_MS, STRIKES_MAX, TICK_MIN_MS, Answered, Closed, Link, Pushed, Ready, Refused, Stale
 
 HEARTBEAT_MS = 5_000
 TOKENS = [bytes([n]) * 8 for n in range(1, 10)]
@@ -259,6 +259,56 @@ class TestWorker:
         events = answer(link, frame.seq, m.Beat(TOKENS[0] + TOKENS[1], TOKENS[2]), HEARTBEAT_MS)
         assert events == [Pushed(m.Beat(TOKENS[1], TOKENS[2]))], "the loss of a reported token is told by the answer to its report"
         assert list(link.held) == [TOKENS[0], TOKENS[2]]
+
+    def test_a_heartbeat_says_anew_what_there_is_room_for_whatever_was_told_before(self) -> None:
+        rooms = [0, 4, 2, 3]
+        link = Link(m.Hello(1, "worker"), room=lambda: rooms[0])
+        connect(link)
+        answer(link, 0, deliver(1, *TOKENS[:2]))
+        told = []
+        for beat in range(1, 5):
+            link.tick(beat * HEARTBEAT_MS)
+            (frame,) = link.take()
+            told.append(frame.message.allowed)
+            answer(link, frame.seq, m.Beat(delivered=2), beat * HEARTBEAT_MS)
+            rooms.pop(0)
+        assert told == [2, 6, 6, 6], "it never falls"
+        link.credit(5)
+        assert [frame.message for frame in link.take()] == [m.Credit(7)]
+
+    def test_a_delivery_that_was_lost_on_the_way_is_noticed_with_the_next_heartbeat(self) -> None:
+        link = worker()
+        answer(link, 0, deliver(1, TOKENS[0]))
+        for beat, delivered in enumerate([0, 1], 1):
+            link.tick(beat * HEARTBEAT_MS)
+            assert answer(link, seq_of(link, m.Heartbeat), m.Beat(delivered=delivered), beat * HEARTBEAT_MS) == []
+        link.tick(3 * HEARTBEAT_MS)
+        with pytest.raises(OutOfOrder, match="delivery 3 was sent, and 1 is the last that came"):
+            answer(link, seq_of(link, m.Heartbeat), m.Beat(delivered=3), 3 * HEARTBEAT_MS)
+
+    @pytest.mark.parametrize("message", [m.Ack([b""], b"i" * 16, TOKENS[0]), m.Release(b"i" * 16, TOKENS[0], [0]), m.Consume(["default"], ["t"], 4)])
+    def test_a_report_or_subscription_that_is_never_answered_is_sent_again_over_a_new_connection(self, message: Any) -> None:
+        link = worker()
+        link.request(message, "owner")
+        for beat in range(1, ANSWER_BEATS + 1):
+            assert self.heard_at(link, beat * HEARTBEAT_MS) == []
+        (stale,) = link.tick((ANSWER_BEATS + 1) * HEARTBEAT_MS)
+        assert isinstance(stale, Stale) and "without an answer" in stale.reason
+        assert link.lost(stale.reason) == []
+        link.opened(0)
+        answer(link, seq_of(link, m.Hello), welcome(b"n" * 16))
+        answer(link, seq_of(link, m.Resume), m.Resumed(b""))
+        assert [(frame.message, frame.flags) for frame in link.take()] == [(message, RESENT)]
+
+    def test_a_wait_for_a_task_may_take_any_time(self) -> None:
+        link = worker()
+        link.request(m.Get(b"i" * 16, 3_600_000), "owner")
+        for beat in range(1, 10 * ANSWER_BEATS):
+            assert self.heard_at(link, beat * HEARTBEAT_MS) == []
+
+    def heard_at(self, link: Link, now_ms: int) -> list[Any]:
+        """A heartbeat and its answer; what came of them."""
+        return link.tick(now_ms) + answer(link, seq_of(link, m.Heartbeat), m.Beat(), now_ms)
 
     def test_resume_lists_all_tokens_and_reports_follow_it_with_the_flag(self) -> None:
         link = worker()

@@ -116,6 +116,7 @@ class ScriptedBroker:
         return m.Resumed(bytes(m.LOST if token not in self.leases else m.KEPT for token in held))
 
     def _heartbeat(self, peer: Peer, message: m.Heartbeat) -> m.Beat:
+        peer.allowed = max(peer.allowed, message.allowed)
         held = ids.split(message.tokens, ids.TOKEN_BYTES)
         lost = [token for token in held if token not in self.leases]
         return m.Beat(b"".join(lost), b"".join(token for token in held if token in self.cancelled))

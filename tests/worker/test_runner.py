@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import attrs
@@ -183,6 +183,59 @@ async def test_after_a_stall_only_current_leases_are_started(broker: Any, sessio
     broker.deliver(("double", [3]))
     await broker.expect(m.Ack)
     assert session.functions.runs == [1, 3]
+
+
+async def has_room(broker: Any) -> None:
+    """The worker takes as many tasks again as it runs at a time."""
+    async with asyncio.timeout(10):
+        while broker.worker.allowed < broker.delivered + 4:
+            await broker.expect(m.Heartbeat)
+
+
+def fill(broker: Any, name: str) -> None:
+    """Deliver all that the worker allows."""
+    broker.deliver(*((name, [1] if name == "wait" else []) for _ in range(broker.worker.allowed - broker.delivered)))
+
+
+async def test_a_worker_that_lost_all_it_had_read_after_a_stall_takes_tasks_again(broker: Any, session: Session) -> None:
+    session.runner._guard._pulse_s -= 60
+    fill(broker, "wait")
+    broker.leases.clear()
+    await has_room(broker)
+    broker.deliver(("double", [1]))
+    await broker.expect(m.Ack)
+
+
+def by_heartbeat(broker: Any) -> None:
+    broker.leases.clear()
+
+
+def by_resume(broker: Any) -> None:
+    broker.leases.clear()
+    broker.break_connections()
+
+
+def by_a_new_session(broker: Any) -> None:
+    broker.forgetful = True
+    broker.break_connections()
+
+
+@pytest.mark.parametrize("name", ["wait", "block"])
+@pytest.mark.parametrize("lose", [by_heartbeat, by_resume, by_a_new_session])
+async def test_a_worker_that_lost_all_its_leases_takes_tasks_again(broker: Any, session: Session, lose: Callable[[Any], None], name: str) -> None:
+    fill(broker, name)
+    while session.runner._bench._running < 4:
+        await broker.expect(m.Heartbeat)
+    lose(broker)
+    await broker.expect(m.Credit if lose is by_heartbeat else m.Consume)
+    await has_room(broker)
+    broker.deliver(("double", [1]))
+    await broker.expect(m.Ack)
+
+
+async def test_a_credit_that_was_lost_on_its_way_is_told_with_the_next_heartbeat(broker: Any, session: Session) -> None:
+    broker.worker.allowed = 0
+    assert (await broker.expect(m.Heartbeat)).allowed >= 4
 
 
 async def test_a_broker_that_goes_away_gets_no_more_credit(broker: Any, session: Session) -> None:

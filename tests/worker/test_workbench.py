@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -351,6 +352,48 @@ async def test_a_lost_run_is_ended_and_not_reported(harness: Harness) -> None:
     await ended.wait()
     assert value(await harness.outcome(add, 1, 2)) == 3
     assert harness.bench.idle and harness.reports.empty()
+
+
+async def test_the_slot_of_a_lost_thread_is_used_again_as_often_as_the_worker_has_slots() -> None:
+    harness = Harness(1)
+    release, started = threading.Event(), threading.Semaphore(0)
+
+    def stuck() -> None:
+        started.release()
+        release.wait(10)
+
+    jobs = [harness.job(stuck) for _ in range(2)]
+    for job in jobs:
+        harness.bench.put([job])
+        assert await asyncio.to_thread(started.acquire, timeout=5)
+        harness.bench.end(job.token, LOST)
+        assert harness.bench.idle == (job is jobs[0]), "there are never more than twice as many threads as slots"
+    release.set()
+    assert value(await harness.outcome(add_in_thread, 1, 2)) == [3, False]
+    assert harness.bench._threads.given_up == 0
+    await harness.bench.close()
+    assert harness.reports.empty()
+
+
+async def test_a_lost_run_that_swallows_its_cancel_gives_its_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.worker.workbench.GRACE_S", 0.01)
+    harness = Harness(1)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def deaf() -> None:
+        started.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await release.wait()
+
+    job = harness.job(deaf)
+    harness.bench.put([job])
+    await started.wait()
+    harness.bench.end(job.token, LOST)
+    assert value(await harness.outcome(add, 1, 2)) == 3
+    release.set()
+    await harness.bench.close()
+    assert harness.reports.empty()
 
 
 async def test_the_result_of_a_cancelled_thread_counts(harness: Harness) -> None:
