@@ -145,8 +145,8 @@ def test_who_runs_something_does_not_stand(world: World) -> None:
 
 def test_who_waits_with_room_and_was_forgotten_is_offered_the_tasks_again(world: World) -> None:
     worker = Worker(world, "w1", "email", credit=1)
-    for shard in world.shards:
-        for crew in shard.followers.crews.values():
+    for consumer in world.shared.consumers.values():
+        for crew in consumer.crews.values():
             crew.turns.clear()
     world.enqueue(b"1")
     assert not worker.jobs

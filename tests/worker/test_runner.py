@@ -77,7 +77,7 @@ async def test_a_worker_subscribes_to_the_queues_and_types_of_its_app(broker: An
     broker.rewind()
     greeting = await broker.expect(m.Hello)
     assert greeting.role == "worker" and {"name", "host", "pid", "version"} <= set(greeting.client)
-    assert await broker.expect(m.Consume) == m.Consume(["default"], ["block", "double", "fail", "wait"], 4)
+    assert await broker.expect(m.Consume) == m.Consume(["default"], ["block", "double", "fail", "wait"], 4, [0])
     assert (await broker.expect(m.Credit)).allowed >= 4
     assert session.told[0]["session"] == broker.worker.session.hex()
 
