@@ -42,8 +42,8 @@ from taskq.core.effects import Command, Reply
 from taskq.core.gate import Gate
 from taskq.core.grant import waiting_for
 from taskq.core.idtime import FRESH_MS, IdTime
+from taskq.core.line import Budget
 from taskq.core.messages import DURABILITY, Goaway
-from taskq.core.queue import Budget
 from taskq.core.ring import Ring
 from taskq.core.session import House, Terms
 from taskq.core.shard import Shard

@@ -18,7 +18,7 @@ from taskq import App, AsyncClient, Discard, testing
 from taskq.actors import store
 from taskq.clock import ManualClock
 from taskq.config import BrokerConfig
-from taskq.core import queue
+from taskq.core import line
 from taskq.errors import DataFolderLocked, JournalCorrupt, NotFound
 from taskq.node import Node
 from taskq.storage.journal import FileJournal
@@ -203,7 +203,7 @@ def _rows(folder: Path) -> int:
 
 
 async def test_more_tasks_than_memory_takes_wait_in_the_store_and_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "LINE_HOT_MIN", 100)
+    monkeypatch.setattr(line, "LINE_HOT_MIN", 100)
     ran: list[int] = []
     app = App()
 

@@ -12,7 +12,7 @@ from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, Effects, Flushed, Ready, Reply
-from taskq.core.queue import Budget
+from taskq.core.line import Budget
 from taskq.core.shard import Shard
 from taskq.core.task import CLEAN
 from taskq.ids import make_id, slot_of_queue

@@ -31,7 +31,7 @@ from taskq.core import messages as m
 from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
-from taskq.core.queue import Budget
+from taskq.core.line import Budget
 from taskq.core.shard import Shard
 from taskq.core.task import CLEAN, FINAL, Task
 from taskq.ids import make_id, slot_of_queue

@@ -21,7 +21,8 @@ from taskq.core.admission import Admission, Limits, full
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.followers import Crew, Followers, Key
 from taskq.core.idtime import IdTime
-from taskq.core.queue import TASK_BYTES, Budget, Queue
+from taskq.core.line import TASK_BYTES, Budget
+from taskq.core.queue import Queue
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.errors import Answer, BadRequest
 from taskq.ids import SLOTS, slot_of_queue
@@ -92,6 +93,7 @@ class Book:
         self.alone = shared.alone
         self.followers = Followers(index, self.queues, shared.crews, shared.turns)
         self.offered: list[fx.Offer] = []
+        self.grants_left = 0
         self.waiters: dict[bytes, list[fx.Command]] = {}
         self.timers: list[tuple[int, int, Any]] = []
         self.dead_timers = 0
@@ -294,11 +296,12 @@ class Book:
 
     def restore_count(self, queue: str, state: int, priority: int, task_type: str, tasks: int) -> None:
         """At start: so many tasks that stay cold."""
-        self.queue(queue).counts[state] += tasks
         if state in TIMED:
             self.horizon = NOTHING
         if state == PENDING:
-            self.queue(queue).line(priority, task_type).waiting += tasks
+            self.queue(queue).restore(priority, task_type, tasks)
+        else:
+            self.queue(queue).counts[state] += tasks
 
     def check(self) -> None:
         """Every invariant that can be seen from inside; for tests."""

@@ -36,7 +36,7 @@ class Consumer:
     client: dict[str, Any] = attrs.field(factory=dict)
     origin: int = 0
     queues: tuple[str, ...] = ()
-    ranks: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = attrs.Factory(lambda self: tuple(range(len(self.queues))), takes_self=True)
     task_types: frozenset[str] = frozenset()
     concurrency: int = 0
     allowed: int = 0

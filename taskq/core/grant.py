@@ -16,7 +16,7 @@ from taskq.core import messages as m
 from taskq.core.alone import forget, match_alone
 from taskq.core.book import Book, Decision
 from taskq.core.consumer import Consumer
-from taskq.core.effects import Command, LineLoad, Offer, Offered, Reply
+from taskq.core.effects import Command, LineLoad, Offer, Offered, Reply, Tick
 from taskq.core.followers import Crew, Place, Row
 from taskq.core.queue import Queue
 from taskq.core.records import Granted
@@ -24,6 +24,8 @@ from taskq.core.task import CRASHES_ALONE, PENDING, RETRYING, SCHEDULED, TIMED, 
 from taskq.ids import ID_BYTES, slot_of_queue, split
 
 GRANT_TASKS_MAX = 1_000
+# what one turn gives out; the rest follows in the next one, so that others have theirs in between
+TURN_TASKS = 2_000
 
 
 def decide_ready(book: Book, command: Command, now_ms: int, known: object) -> Decision:
@@ -86,14 +88,27 @@ def match(book: Book, now_ms: int) -> Iterator[Granted]:
     due: list[tuple[Place, int, str | Crew]] = [((_rank(book, name) if ranked else 0, 0), next(ties), name) for name in touched]
     due += [(place, next(ties), crew) for crew in woken if (place := crew.next_place()) is not None]
     heapify(due)
+    book.grants_left = TURN_TASKS
     while due:
         _, _, what = heappop(due)
-        if isinstance(what, str):
+        if book.grants_left <= 0:
+            _put_off(book, what)
+        elif isinstance(what, str):
             yield from _match_queue(book, what, now_ms)
         elif _takes(book, what):
             yield from _match_queue(book, book.followers.follow(what), now_ms)
             if (place := what.next_place()) is not None:
                 heappush(due, (place, next(ties), what))
+    if book.grants_left <= 0:
+        book.effects.offers.append((book.index, Command(0, 0, Tick())))
+
+
+def _put_off(book: Book, what: str | Crew) -> None:
+    """To the next turn."""
+    if isinstance(what, str):
+        book.touched[what] = None
+    else:
+        book.followers.woken[what] = None
 
 
 def _rank(book: Book, name: str) -> int:
@@ -128,6 +143,9 @@ def _go_round(book: Book, queue: Queue, now_ms: int) -> Iterator[Granted]:
     """Session by session and crew by crew.  In each round a session gets at most its share of what was ready when the round began."""
     left = share = vain = 0
     while (ready := queue.counts[PENDING] - queue.apart.waiting) and (row := book.followers.rows.get(queue.name)) and vain < len(row.crews):
+        if book.grants_left <= 0:
+            _put_off(book, queue.name)
+            return
         if left <= 0:
             left = _sessions(book, queue, row, ready)
             if not left:
@@ -144,13 +162,11 @@ def _go_round(book: Book, queue: Queue, now_ms: int) -> Iterator[Granted]:
             book.followers.stand_back(crew, row)
             left = 0
             continue
-        granted = 0
-        for tasks in queue.pick(crew.task_types, min(_room(book, consumer), share, GRANT_TASKS_MAX)):
+        tasks = queue.picker(crew.task_types).pick(min(_room(book, consumer), share, GRANT_TASKS_MAX))
+        if tasks:
             record = _grant(book, consumer, queue.name, tasks, now_ms)
             yield record
             book.effects.replies.append(Reply(consumer.origin, 0, 0, _deliver(queue.name, record, tasks)))
-            granted += len(tasks)
-        if granted:
             left, vain = left - 1, 0
             crew.had_turn(consumer)
             row.had_turn(crew)
@@ -165,7 +181,7 @@ def _sessions(book: Book, queue: Queue, row: Row, most: int) -> int:
     for crew in row.crews:
         if not crew.turns:
             gone.append(crew)
-        elif queue.ready(crew.task_types):
+        elif queue.picker(crew.task_types).first() is not None:
             found += len(crew.turns)
             if found >= most:
                 break
@@ -226,6 +242,7 @@ def _grant(book: Book, consumer: Consumer, queue: str, tasks: list[Task], now_ms
         tokens=pack(f">{count}Q", *range(first_token, first_token + count)),
     )
     consumer.delivered += count
+    book.grants_left -= count
     return record
 
 
@@ -272,7 +289,7 @@ def waiting_for(books: Iterable[Book], consumer: Consumer) -> str:
             return ""
         for name in consumer.queues:
             queue = book.queues.get(name)
-            if queue is not None and queue.counts[PENDING] and queue.ready(consumer.task_types):
+            if queue is not None and queue.counts[PENDING] and queue.picker(consumer.task_types).first():
                 return name
     return ""
 

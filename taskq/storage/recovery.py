@@ -16,7 +16,8 @@ import attrs
 from taskq.core import records as r
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
-from taskq.core.queue import Budget, Line, Queue
+from taskq.core.line import Budget, Line
+from taskq.core.queue import Queue
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
 from taskq.core.task import FAILED, FINAL, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task

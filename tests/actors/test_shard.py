@@ -11,7 +11,7 @@ from taskq.clock import SystemClock
 from taskq.core import messages as m
 from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command
-from taskq.core.queue import Budget
+from taskq.core.line import Budget
 from taskq.core.shard import Shard
 from taskq.ids import NIL
 

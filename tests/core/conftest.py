@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from small_world import World
 
-from taskq.core import queue
+from taskq.core import line, queue
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def world() -> Iterator[World]:
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The same with a hot window of two tasks a line, and loads of four."""
     monkeypatch.setattr(queue, "LOAD_TASKS", 4)
-    monkeypatch.setattr(queue, "LINE_HOT_MIN", 2)
+    monkeypatch.setattr(line, "LINE_HOT_MIN", 2)
     world = World(budget_bytes=0)
     yield world
     world.check()

@@ -19,7 +19,7 @@ from taskq.core import messages as m
 from taskq.core.admission import Limits
 from taskq.core.book import EVERYTHING, Sequence64, Shared
 from taskq.core.grant import waiting_for
-from taskq.core.queue import Budget
+from taskq.core.line import Budget
 from taskq.core.ring import Ring
 from taskq.core.session import House, Session, Terms
 from taskq.core.shard import Shard

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from time import process_time
+
 import pytest
 from small_world import Worker, World, enqueue_of
 
+from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.consumer import Consumer
 from taskq.core.followers import CLEAN_MIN, Followers
+from taskq.core.grant import TURN_TASKS
 from taskq.core.records import Granted
 from taskq.ids import slot_of_id, slot_of_queue
 
@@ -336,3 +341,37 @@ def test_the_blocker_of_a_timed_task_is_its_time(world: World) -> None:
     world.tick(2_500)
     worker.fail(worker.jobs[0], how=m.RETRY_AFTER, after_ms=4_000)
     assert world.get(task_id)["blocker"] == "waiting to be retried, due in 4.0 s"
+
+
+def test_ten_thousand_task_types_in_one_queue_cost_no_long_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"type-{number}" for number in range(10_000)]
+    for at in range(0, 10_000, 1_000):
+        world.client.ask(enqueue_of(*[b"x"] * 1_000, task_types=names[at : at + 1_000]))
+    worker = Worker(world, "w")
+    turns: list[float] = []
+    turn = world.turn
+
+    def timed(index: int, commands: Sequence[fx.Command]) -> fx.Effects:
+        began = process_time()
+        effects = turn(index, commands)
+        turns.append(process_time() - began)
+        return effects
+
+    monkeypatch.setattr(world, "turn", timed)
+    worker.take("email", runs=names)
+    worker.allow(100_000)
+    assert [job.task_type for job in worker.jobs] == names
+    assert len(turns) >= 10_000 // TURN_TASKS and sorted(turns)[len(turns) // 2] < 0.05
+
+
+def test_fifty_subscriptions_with_as_many_types_each_cost_no_long_turn(world: World) -> None:
+    names = [f"type-{number}" for number in range(5_000)]
+    workers = [Worker(world, f"w{number}", "email", runs=[*names, f"own-{number}"]) for number in range(50)]
+    for at in range(0, 5_000, 1_000):
+        world.client.ask(enqueue_of(*[b"x"] * 1_000, task_types=names[at : at + 1_000]))
+    began = process_time()
+    for _ in range(20):
+        for worker in workers:
+            worker.allow(5)
+    assert sum(len(worker.jobs) for worker in workers) == 5_000
+    assert process_time() - began < 10

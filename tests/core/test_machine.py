@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from small_world import Job, Worker, World, enqueue_of
 
-from taskq.core import horizon, queue
+from taskq.core import horizon, line, queue
 from taskq.core import messages as m
 from taskq.core import records as r
 from taskq.core.shard import Shard
@@ -127,7 +127,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(queue, "LOAD_TASKS", 4)
         self.patch.setattr(horizon, "NEAR_TASKS", 1)
-        self.patch.setattr(queue, "LINE_HOT_MIN", 2)
+        self.patch.setattr(line, "LINE_HOT_MIN", 2)
         self.world = World(budget_bytes=0)
         self.model = Model()
         self.read = 0
@@ -363,7 +363,7 @@ class ShardMachine(RuleBasedStateMachine):
             for state in (SCHEDULED, PENDING, RUNNING, RETRYING):
                 assert each.counts[state] == counts.get((each.name, state), 0), (each.name, state)
         hot = [task for task in world.shard.tasks.values() if task.hot]
-        assert world.shared.budget.bytes_used == sum(queue.TASK_BYTES + len(task.payload) for task in hot)
+        assert world.shared.budget.bytes_used == sum(line.TASK_BYTES + len(task.payload) for task in hot)
 
     @invariant()
     def who_waits_is_told_of_the_end_and_of_nothing_else(self) -> None:

@@ -7,8 +7,10 @@ from time import process_time
 
 import pytest
 
+from taskq.core import line as line_module
 from taskq.core import queue as queue_module
-from taskq.core.queue import BATCH_BYTES, LINE_HOT_MIN, TASK_BYTES, Budget, Line, Queue
+from taskq.core.line import BATCH_BYTES, LINE_HOT_MIN, TASK_BYTES, Budget, Line
+from taskq.core.queue import Queue
 from taskq.core.task import CANCELLED, PENDING, RUNNING, Options, Task
 
 BOTH = frozenset({"a", "b"})
@@ -21,15 +23,14 @@ def task_at(position: int, task_type: str = "a", priority: int = 5, payload: byt
 def filled(*tasks: Task, bytes_max: int = 1 << 30) -> Queue:
     queue = Queue("q", Budget(bytes_max))
     for task in tasks:
-        queue.counts[PENDING] += 1
-        queue.line_of(task).add(task)
+        queue.extend([task])
     return queue
 
 
 def taken(queue: Queue, count: int, types: frozenset[str] = BOTH) -> list[int]:
     """Pick and grant."""
-    positions = []
-    for tasks in queue.pick(types, count):
+    positions: list[int] = []
+    while len(positions) < count and (tasks := queue.picker(types).pick(count - len(positions))):
         for task in tasks:
             queue.move(task, RUNNING)
             positions.append(task.position)
@@ -77,9 +78,9 @@ def test_a_task_cancelled_in_the_middle_never_leaves_the_line() -> None:
 def test_no_more_payload_is_taken_at_once_than_a_batch_may_have() -> None:
     half = bytes(BATCH_BYTES // 2)
     line = filled(*(task_at(position, payload=half) for position in range(1, 5))).line(5, "a")
-    assert [task.position for task in line.peek(4, 100)] == [1, 2]
+    assert [task.position for task in line.peek(4)] == [1, 2]
     huge = filled(task_at(1, payload=bytes(BATCH_BYTES * 2))).line(5, "a")
-    assert len(huge.peek(4, 100)) == 1
+    assert len(huge.peek(4)) == 1
 
 
 def test_the_budget_counts_what_is_hot() -> None:
@@ -96,10 +97,15 @@ def test_a_line_may_always_hold_its_minimum_and_then_goes_cold() -> None:
 
 
 @pytest.fixture
-def narrow_line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    """Two hot tasks (1, 2) and two cold ones (3, 4)."""
-    monkeypatch.setattr(queue_module, "LINE_HOT_MIN", 2)
-    return filled(*(task_at(position) for position in range(1, 5)), bytes_max=0).line(5, "a")
+def narrow_queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """One line with two hot tasks (1, 2) and two cold ones (3, 4)."""
+    monkeypatch.setattr(line_module, "LINE_HOT_MIN", 2)
+    return filled(*(task_at(position) for position in range(1, 5)), bytes_max=0)
+
+
+@pytest.fixture
+def narrow_line(narrow_queue: Queue) -> Line:
+    return narrow_queue.line(5, "a")
 
 
 def test_an_arrival_goes_cold_while_the_tail_is_not_empty(narrow_line: Line) -> None:
@@ -110,19 +116,15 @@ def test_an_arrival_goes_cold_while_the_tail_is_not_empty(narrow_line: Line) -> 
     assert narrow_line.cold == 3
 
 
-def test_nothing_overtakes_a_cold_head(narrow_line: Line) -> None:
-    queue = Queue("q", narrow_line.budget, lines={(5, "a"): narrow_line})
-    queue.counts[PENDING] = 4
-    late = task_at(9, "b")
-    queue.counts[PENDING] += 1
-    queue.line_of(late).add(late)
+def test_nothing_overtakes_a_cold_head(narrow_queue: Queue) -> None:
+    queue = narrow_queue
+    queue.extend([task_at(9, "b")])
     assert taken(queue, 9) == [1, 2]
     assert taken(queue, 9, frozenset({"b"})) == [9]
 
 
-def test_a_line_that_runs_low_is_asked_for_once(narrow_line: Line) -> None:
-    queue = Queue("q", narrow_line.budget, lines={(5, "a"): narrow_line})
-    queue.counts[PENDING] = 4
+def test_a_line_that_runs_low_is_asked_for_once(narrow_queue: Queue, narrow_line: Line) -> None:
+    queue = narrow_queue
     assert queue.low() == []
     narrow_line.remove(narrow_line.tasks[0])
     assert queue.low() == [(narrow_line, 2)]
@@ -133,9 +135,9 @@ def test_a_line_that_runs_low_is_asked_for_once(narrow_line: Line) -> None:
 def test_a_line_is_filled_far_ahead_while_there_is_room_but_not_with_more_bytes_than_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "LOAD_TASKS", 50)
     queue = Queue("q", Budget(1_000_000))
-    queue.counts[PENDING], queue.bytes = 1_000, 1_000
+    queue.restore(5, "a", 1_000)
+    queue.bytes = 1_000
     line = queue.line(5, "a")
-    line.waiting = 1_000
     assert queue.low() == [(line, 50)]
     queue.bytes = 1_000 * (1 << 20)
     assert queue.low() == [(line, 15)]
@@ -153,3 +155,39 @@ def test_the_tasks_of_many_lost_workers_come_back_in_no_time() -> None:
         queue.move(task, PENDING)
     assert process_time() - began < 2
     assert taken(queue, len(tasks)) == list(range(1, 20_001))
+
+
+def test_many_types_cost_no_more_than_one() -> None:
+    queue = filled(*(task_at(position, f"type-{position}") for position in range(1, 10_001)))
+    types = frozenset(f"type-{position}" for position in range(1, 10_001))
+    taken(queue, 1, types)
+    began = process_time()
+    assert taken(queue, 10_000, types) == list(range(2, 10_001))
+    assert process_time() - began < 1
+
+
+def test_a_picker_goes_by_priority_and_position_whatever_comes_and_goes() -> None:
+    rng = random.Random(12)
+    names = [f"type-{number}" for number in range(8)]
+    types = [frozenset(rng.sample(names, rng.randint(1, 8))) for _ in range(4)]
+    queue, pending, running = Queue("q", Budget(1 << 30)), {}, []
+    for position in range(1, 2_000):
+        if rng.random() < 0.6:
+            task = task_at(position, rng.choice(names), rng.choice([0, 5, 9]))
+            queue.extend([task])
+            pending[task.position] = task
+        elif running and rng.random() < 0.3:
+            task = running.pop(rng.randrange(len(running)))
+            queue.move(task, PENDING)
+            pending[task.position] = task
+        elif pending and rng.random() < 0.2:
+            queue.move(pending.pop(rng.choice(list(pending))), CANCELLED)
+        else:
+            mine, count = rng.choice(types), rng.randint(1, 9)
+            able = [task for task in pending.values() if task.options.task_type in mine]
+            able.sort(key=lambda task: (task.options.priority, task.position))
+            got = queue.picker(mine).pick(count)
+            assert got == able[:count]
+            for task in got:
+                queue.move(task, RUNNING)
+                running.append(pending.pop(task.position))

@@ -13,7 +13,7 @@ from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core import ring
 from taskq.core.book import Book, Sequence64, Shared
-from taskq.core.queue import Budget
+from taskq.core.line import Budget
 from taskq.core.ring import Gather, Ring
 from taskq.ids import SLOTS, make_id, slot_of_queue, split
 

@@ -28,8 +28,8 @@ from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, NAME_RULE, TASKS_MAX
 from taskq.core.grant import blocker
+from taskq.core.line import LINE_HOT_MIN, Budget
 from taskq.core.lookup import WAIT_MS_MAX
-from taskq.core.queue import LINE_HOT_MIN, Budget
 from taskq.core.report import COUNTERS, ERROR_CHARS_MAX, ERROR_TYPE_CHARS_MAX
 from taskq.core.shard import Shard
 from taskq.core.task import CRASHES_ALONE, CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task

@@ -22,7 +22,7 @@ from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
-from taskq.core.queue import Budget
+from taskq.core.line import Budget
 from taskq.core.shard import Shard
 from taskq.ids import NIL
 from taskq.protocol.codec import LENGTH_BYTES, PREFIX, decode, encode, join

@@ -22,6 +22,7 @@ from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
 from taskq.core.session import House, Terms
 from taskq.core.shard import Shard
+from taskq.ids import slot_of_id
 from taskq.node import GRACE_OF_LEASE, LOCAL_ORIGIN, Node
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import load, recover
@@ -122,7 +123,7 @@ class SimNode(Node):
         self._journal._jobs.put(None)
         self._journal._thread.join()
         self._journal._jobs = self._journal._thread = DiskThread(self._loop, self._disk, self._crashed)
-        self._shards = [_WatchedShard(self._loop, self._crashed, shard, self.clock, self._submit, self._load) for shard in shards]
+        self._shards = [_WatchedShard(self._loop, self._crashed, shard, self.clock, self._submit, self._load, self._tell) for shard in shards]
         for actor in self._shards:
             actor.wrong = watch.wrong
         self._store = await enter(self._storing(store, shared))
@@ -147,11 +148,26 @@ class SimNode(Node):
     def _submit(self, records: list[Any], replies: list[Reply]) -> None:
         first_lsn, now_ms = self._journal.last_lsn + 1, self.clock.now_ms()
         if records:
-            self._watch.facts(self, [Fact(lsn, record, now_ms, self._types(record)) for lsn, record in enumerate(records, first_lsn)])
+            self._watch.facts(self, [self._fact(lsn, record, now_ms) for lsn, record in enumerate(records, first_lsn)])
         self._journal.submit(records, replies)
 
-    def _types(self, record: Any) -> frozenset[str]:
-        return self._consumers[record.session].task_types if type(record) is r.Granted else frozenset()
+    def _fact(self, lsn: int, record: Any, now_ms: int) -> Fact:
+        if type(record) is not r.Granted:
+            return Fact(lsn, record, now_ms)
+        consumer = self._consumers[record.session]
+        return Fact(lsn, record, now_ms, consumer.task_types, self._passed_over(consumer, slot_of_id(record.ids), record.ids[:16]))
+
+    def _passed_over(self, consumer: Any, slot: int, task_id: bytes) -> str:
+        """A queue of another shard that the session prefers to that of this task, with tasks that it could have been given."""
+        granting = next(shard for shard in self.shards if shard.owns_slot(slot))
+        ranks = dict(zip(consumer.queues, consumer.ranks, strict=True))
+        mine = ranks.get(granting.tasks[task_id].queue, 0)
+        for shard in self.shards:
+            for name, queue in shard.queues.items() if shard is not granting else ():
+                line = queue.picker(consumer.task_types).first()
+                if ranks.get(name, mine) < mine and line is not None and line.hot:
+                    return name
+        return ""
 
     @property
     def shards(self) -> list[Shard]:

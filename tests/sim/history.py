@@ -57,12 +57,14 @@ class Known:
 
 @attrs.frozen
 class Fact:
-    """A record, when it was decided, and what its session could run then.  Without a record: the store has pruned these ids."""
+    """A record, when it was decided, what its session could run then, and which queue that it prefers was passed over.  Without a record: the
+    store has pruned these ids."""
 
     lsn: int
     record: Any
     now_ms: int
     task_types: frozenset[str] = frozenset()
+    passed_over: str = ""
     pruned: tuple[bytes, ...] = ()
 
 
@@ -164,6 +166,8 @@ class Model:
         """Each granted task is the most urgent and then the longest waiting that the session can run; one that two workers died with is granted
         to a session that runs nothing else."""
         record: r.Granted = fact.record
+        if fact.passed_over:
+            raise Violation(f"queue {fact.passed_over} of another shard is preferred and was passed over")
         granted = split(record.ids, 16)
         first = self._expect(granted[0], ("pending",), "a grant")
         if first.crashes >= CRASHES_ALONE:

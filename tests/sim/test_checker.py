@@ -23,7 +23,9 @@ from taskq.core import enqueue, grant, lease, report, shard, timer
 from taskq.core import messages as m
 from taskq.core.book import Book
 from taskq.core.effects import FindLoad
+from taskq.core.followers import Crew
 from taskq.core.idtime import IdTime
+from taskq.core.line import Line
 from taskq.core.queue import Queue
 from taskq.core.records import Ended
 from taskq.core.session import Requests
@@ -154,8 +156,14 @@ def cancel_is_forgotten_at_expiry(patch: Patch) -> None:
 
 
 def priorities_are_ignored(patch: Patch) -> None:
-    """Lines are served in the order in which they came up."""
-    patch.setattr(Queue, "ready", lambda self, task_types: [line for line in self.lines.values() if line.waiting and line.task_type in task_types])
+    """Lines are served in the order of their positions alone."""
+    place = Line.place.fget  # type: ignore[attr-defined]
+    patch.setattr(Line, "place", property(lambda self: (0, *place(self)[1:])))
+
+
+def the_lowest_shard_goes_first(patch: Patch) -> None:
+    """No shard stands back for another one that has tasks of a queue that is preferred."""
+    patch.setattr(Crew, "ahead", lambda self, place: None)
 
 
 def leases_by_the_time_of_day(patch: Patch) -> None:
@@ -347,6 +355,7 @@ PLANTED: dict[Callable[[Patch], None], str] = {
     tokens_begin_anew: "does not rise",
     cancel_is_forgotten_at_expiry: "was asked to stop, its run ended",
     priorities_are_ignored: "was granted before",
+    the_lowest_shard_goes_first: "is preferred and was passed over",
     leases_by_the_time_of_day: "expired, but worker .* is well",
     resent_is_ignored: "was enqueued twice|told LEASE_LOST",
     back_of_the_line: "contradicts itself|was granted before",

@@ -31,7 +31,7 @@ from sim.network import Network
 from taskq import clock
 from taskq.actors import store
 from taskq.config import BrokerConfig
-from taskq.core import horizon, queue
+from taskq.core import horizon, line, queue
 from taskq.core import records as r
 from taskq.core.messages import FSYNC, MEMORY
 from taskq.storage import files, journal, recovery
@@ -98,11 +98,11 @@ class Sizes:
             (clock, "time", wall),
             (journal, "os", system),
             (files, "os", system),
-            (queue, "LINE_HOT_MIN", self.line_hot_min),
+            (line, "LINE_HOT_MIN", self.line_hot_min),
             (queue, "LOAD_TASKS", self.load_tasks),
             (horizon, "NEAR_TASKS", self.near_tasks),
             (store, "NEAR_TASKS", self.near_tasks),
-            (queue, "BATCH_BYTES", self.batch_bytes),
+            (line, "BATCH_BYTES", self.batch_bytes),
             (recovery, "FLUSH_TASKS", self.recovery_tasks),
             (recovery, "PAGE_ROWS", self.recovery_tasks),
             (store, "FLUSH_S", self.flush_s),
