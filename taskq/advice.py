@@ -80,7 +80,7 @@ def instead(value: Any) -> str:
     """What to send instead of this value."""
     try:
         return next((advice for is_that, advice in VALUES if is_that(value)), PLAIN)
-    except Exception:  # a value with a will of its own
+    except BaseException:  # a value with a will of its own
         return PLAIN
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent / "taskq"
 
 # from the ground up; a part may import what stands in the rows below it, never its neighbours.  `taskq` is the package's own public names.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "ids", "clock", "version", "printable"),
+    ("errors", "ids", "clock", "version", "printable", "foreign"),
     ("durations", "advice"),
     ("core", "config", "control"),
     ("protocol", "storage", "gateway", "serial", "trust"),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from taskq import serial
 from taskq.core.messages import BYTES, JSON, MSGPACK
 
+KEYS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
 LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text() | st.integers(0, 99), inner, max_size=5))
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5))
 
 
 @given(VALUES)
@@ -44,11 +45,32 @@ def deep(levels: int) -> list[Any]:
         ("\ud800", "not valid Unicode"),
         ({(1, {2}.__class__): 1}, "a value of type type"),
         (deep(2_000), "nested too deep"),
+        ({"rows": [{(1, 2): 3}]}, r"argument 'to' of send cannot be serialised: a tuple as a key at \['rows'\]\[0\]"),
+        ({b"k": {2.5: -(2**63) - 1}}, r"an int of more than 64 bits at \[b'k'\]\[2.5\]"),
+        ({"k" * 1_000: {"m" * 1_000: object()}}, r"at \['k{40}'\]\['m{40}'\];"),
+        ({frozenset(): 1}, "a value of type frozenset at"),
     ],
 )
 def test_the_argument_that_cannot_be_sent_is_named(value: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         serial.encode_arguments({"ok": 1, "to": value}, "send")
+
+
+@pytest.mark.parametrize("levels", [1_000, 1_010, *range(1_015, 1_030), 5_000])
+def test_what_is_too_deep_to_be_read_is_refused(levels: int) -> None:
+    try:
+        sent = serial.encode(deep(levels))
+    except TypeError as error:
+        assert levels > 1_000 and "nested too deep" in str(error)
+    else:
+        assert serial.encode(serial.decode(sent, MSGPACK)) == sent
+
+
+def test_a_position_is_named_where_there_are_no_names() -> None:
+    with pytest.raises(TypeError, match=r"argument 1 of send cannot be serialised: a value of type set at \[0\]"):
+        serial.encode_arguments([1, [{2}]], "send")
+    with pytest.raises(TypeError, match=r"^the payload of send cannot be serialised: a value of type object;"):
+        serial.encode(object(), "the payload of send")
 
 
 @given(st.binary(max_size=200), st.sampled_from([MSGPACK, JSON]))

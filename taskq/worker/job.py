@@ -7,13 +7,16 @@ ended the attempt, and decides what is reported then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import iscoroutine
+from inspect import CORO_CREATED, getcoroutinestate
+from types import CoroutineType
 from typing import Any, TypeAlias
 
 import attrs
 
 from taskq.control import Snooze
-from taskq.core.messages import DISCARD, Payload
+from taskq.core.messages import DISCARD, RETRY, Payload
+from taskq.foreign import is_one_of, shortened
+from taskq.worker.failure import ERROR_BYTES_MAX, delay_of, error_text, type_name
 from taskq.worker.registry import TaskDefinition, Verdict
 
 # endings
@@ -68,22 +71,36 @@ class Job:
 
 
 def succeeded(definition: TaskDefinition, value: Any) -> Outcome:
-    """The outcome of a call that returned; a result that cannot be sent will be none the next time either."""
+    """The outcome of a call that returned.  Never raises: a result that cannot be sent fails the attempt for good, as the next one could not
+    be sent either."""
     if value is None:
         return NULL
     try:
         return definition.result(value)
     except TypeError as error:
-        if iscoroutine(value):
-            value.close()  # said once, by the error
-        return Verdict(DISCARD, 0, "TypeError", str(error))
+        close_unawaited(value)
+        return Verdict(DISCARD, 0, "TypeError", shortened(str(error), ERROR_BYTES_MAX))
+    except MemoryError as error:
+        return raised(definition, error)
+    except BaseException as error:
+        return Verdict(DISCARD, 0, type_name(error), error_text(error))
+
+
+def close_unawaited(value: Any) -> None:
+    """That a coroutine was not awaited is said once, by the error."""
+    if is_one_of(value, (CoroutineType,)) and getcoroutinestate(value) == CORO_CREATED:
+        value.close()
 
 
 def raised(definition: TaskDefinition, error: BaseException) -> Outcome:
-    """The outcome of a call that raised."""
-    if isinstance(error, Snooze):
-        return Handback(max(1, error.delay_ms))
-    return definition.disposition(error)
+    """The outcome of a call that raised.  Never raises, whatever the exception is like."""
+    if not is_one_of(error, (Snooze,)):
+        return definition.disposition(error)
+    delay_ms = delay_of(error, "delay_ms")
+    if delay_ms is None:
+        text = "the Snooze has no delay, so the attempt failed; an __init__ of its own must call super().__init__(delay)"
+        return Verdict(RETRY, 0, type_name(error), text)
+    return Handback(max(1, delay_ms))
 
 
 def timed_out(job: Job) -> Outcome:

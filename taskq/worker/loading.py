@@ -45,5 +45,9 @@ def load_app(reference: str) -> AppLike:
 
 
 def _is_app(value: object) -> bool:
-    tasks = getattr(value, "tasks", None)
-    return not isinstance(value, type) and isinstance(tasks, dict) and all(isinstance(task, TaskDefinition) for task in tasks.values())
+    """A module has objects of all kinds beside its App, some of which raise when they are asked for anything (Flask's `request`)."""
+    try:
+        tasks = None if isinstance(value, type) else getattr(value, "tasks", None)
+    except Exception:
+        return False
+    return isinstance(tasks, dict) and all(isinstance(task, TaskDefinition) for task in tasks.values())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -18,11 +17,12 @@ from taskq import serial
 from taskq.control import ArgumentsError, Discard, Retry
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DISCARD, PRIORITIES, RETRY, RETRY_AFTER, Payload
 from taskq.errors import echo
+from taskq.foreign import is_one_of
+from taskq.worker.failure import delay_of, error_text, type_name
 
 Pool: TypeAlias = Literal["async", "thread", "process"]
 POOLS: tuple[Pool, ...] = ("async", "thread", "process")
 PRIORITY_LOWEST = 9
-ERROR_CHARACTERS_MAX = 4_000
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
@@ -154,19 +154,19 @@ class TaskDefinition:
         return serial.encode(value, f"the result of {self.name}")
 
     def disposition(self, exception: BaseException) -> Verdict:
-        """What an exception from the function means.  Snooze is not a failure: the runner answers it with Release and `delay_ms`."""
-        if isinstance(exception, Retry):
-            after_ms = exception.after_ms
-            kind, delay_ms = (RETRY, 0) if after_ms is None else (RETRY_AFTER, after_ms)
-        else:
-            kind, delay_ms = (RETRY if self.retryable(exception) else DISCARD), 0
-        return Verdict(kind, delay_ms, type_name(exception), error_text(exception))
+        """What an exception from the function means, whatever it is like.  Snooze is not a failure: it is answered with Release."""
+        kind, delay_ms = RETRY, None
+        if is_one_of(exception, (Retry,)):
+            delay_ms = delay_of(exception, "after_ms")
+        elif not self.retryable(exception):
+            kind = DISCARD
+        return Verdict(kind if delay_ms is None else RETRY_AFTER, delay_ms or 0, type_name(exception), error_text(exception))
 
     def retryable(self, exception: BaseException) -> bool:
         """Whether another attempt makes sense, by `no_retry_on` first and `retry_on` after it."""
-        if isinstance(exception, (Discard, *self.no_retry_on)):
+        if is_one_of(exception, (Discard, *self.no_retry_on)):
             return False
-        return self.retry_on is None or isinstance(exception, self.retry_on)
+        return self.retry_on is None or is_one_of(exception, self.retry_on)
 
 
 def check_name(value: str, what: str) -> str:
@@ -192,19 +192,3 @@ def check_pool(value: str | None) -> Pool | None:
     if value is None:
         return None
     raise ValueError(f"pool: {echo(value)} is not one of {', '.join(POOLS)}")
-
-
-def type_name(exception: BaseException) -> str:
-    """`ValueError`, `myapp.errors.NoSuchUser`."""
-    cls = type(exception)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "taskq.control") else f"{cls.__module__}.{cls.__qualname__}"
-
-
-def error_text(exception: BaseException) -> str:
-    """The error for people: a control exception's own words, else the traceback.  A long text loses its middle; what is not Unicode is escaped."""
-    own_words = isinstance(exception, (Discard, Retry)) and exception.__cause__ is None
-    text = str(exception) if own_words else "".join(traceback.format_exception(exception)).rstrip()
-    if len(text) > ERROR_CHARACTERS_MAX:
-        half = ERROR_CHARACTERS_MAX // 2
-        text = f"{text[:half]}\n… {len(text) - 2 * half} characters …\n{text[-half:]}"
-    return text.encode(errors="backslashreplace").decode()

@@ -48,4 +48,5 @@ class Rest:
             except StopIteration as stop:
                 return stop.value
             finally:
+                argument = None  # an exception knows this frame: it would keep itself, and all that its function had
                 leave()

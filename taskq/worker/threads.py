@@ -84,13 +84,18 @@ class ThreadPool:
                     break  # another thread was faster
                 if self._jobs and not self._waking:
                     self._wake()
-                if not self._run(job):
+                needed = self._run(job)
+                del job  # what has ended is not kept while this thread waits
+                if not needed:
                     return
 
     def _run(self, job: Job) -> bool:
         """False if this thread is not needed any more."""
         began_s = monotonic()
-        outcome = self._context.copy().run(call, job)
+        try:
+            outcome = self._context.copy().run(call, job)
+        except BaseException as error:  # raised into this thread from another one
+            outcome = raised(job.definition, error)
         work_s = monotonic() - began_s
         with self._lock:
             given_up = job.over

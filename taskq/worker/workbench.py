@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from taskq.worker.context import CURRENT
-from taskq.worker.job import DRAINED, HANDBACK, LOST, NONE, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
+from taskq.worker.job import DRAINED, HANDBACK, LOST, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.process import ProcessPool
 from taskq.worker.settings import GRACE_S, PREFETCH_MAX, PREFETCH_S
@@ -104,10 +104,10 @@ class Workbench:
         if not job.started_s and job.stop is None:
             self._jobs.pop(token)
             self._tell(job, HANDBACK)
-        elif job.stop is not None:
-            job.stop()
-            if ending == LOST:
-                self._free(job)
+        else:
+            self._stop(job)
+            if ending == LOST and job.pool == "thread":
+                self._free_thread(job)
 
     def hand_back_waiting(self) -> None:
         """Give back what was not started."""
@@ -206,7 +206,7 @@ class Workbench:
         if job.timeout_ms:
             self._set_timer(job)
         if job.ending:
-            job.stop()
+            self._stop(job)
         try:
             outcome = succeeded(job.definition, await rest)
         except BaseException as error:
@@ -251,33 +251,41 @@ class Workbench:
             timer.cancel()
 
     def _time_out(self, job: Job) -> None:
-        if job.ending:
-            return
-        job.ending = TIMED_OUT
-        if job.pool != "thread":
+        """A thread that was told to end and does not is over at its timeout all the same; the other pools have been stopped."""
+        if job.pool == "thread":
+            self._time_out_thread(job)
+        elif not job.ending:
+            job.ending = TIMED_OUT
             log.warning("%s: timed out after %g s", job.label, job.timeout_ms / 1000)
-            self._timers[job] = self._loop.call_later(GRACE_S, self._abandon, job)
-            assert job.stop is not None
-            job.stop()
-        elif self._threads.give_up(job):
+            self._stop(job)
+
+    def _time_out_thread(self, job: Job) -> None:
+        ending, job.ending = job.ending, job.ending or TIMED_OUT
+        if self._threads.give_up(job):
             text = "%s: timed out after %g s; its thread cannot be killed and goes on, a new one takes its place"
             log.warning(text, job.label, job.timeout_ms / 1000)
             self._thread_over(job, timed_out(job))
         else:
-            job.ending = NONE  # the function has returned in time to be counted
+            job.ending = ending  # the function has returned in time to be counted
 
-    def _free(self, job: Job) -> None:
-        """Nobody waits for this run any more, and the slot should not either, however long it goes on."""
-        if job.pool == "thread" and self._threads.given_up < self._concurrency and self._threads.give_up(job):
-            log.warning("%s: its thread cannot be killed and goes on, a new one takes its place", job.label)
-            self._thread_over(job, HANDBACK)
-        elif job.pool == "async" and not job.over:
+    def _stop(self, job: Job) -> None:
+        """End a run as far as its pool can.  An async function gets GRACE_S for it."""
+        if job.stop is None:
+            return
+        if job.pool == "async":
             self._cancel_timer(job)
             self._timers[job] = self._loop.call_later(GRACE_S, self._abandon, job)
+        job.stop()
+
+    def _free_thread(self, job: Job) -> None:
+        """Nobody waits for this run any more, and the slot should not either, however long it goes on."""
+        if self._threads.given_up < self._concurrency and self._threads.give_up(job):
+            log.warning("%s: its thread cannot be killed and goes on, a new one takes its place", job.label)
+            self._thread_over(job, HANDBACK)
 
     def _abandon(self, job: Job) -> None:
-        """An async function swallows its cancellation: report the attempt as failed and let it go on unseen."""
-        if job.pool == "async" and not job.over:
+        """An async function swallows its cancellation: the attempt is over, and it goes on unseen."""
+        if not job.over:
             log.error("%s: did not end within %g s of being cancelled; its slot is used again, its code goes on", job.label, GRACE_S)
             self._over(job, timed_out(job))
 

@@ -66,6 +66,7 @@ APP = "class App:\n    def __init__(self): self.tasks = {}\n"
         ("one = App()\n", "", "one"),
         ("one = App()\nalias = one\n", "", "one"),
         ("one = App()\ntwo = App()\n", ":two", "two"),
+        ("class Request:\n    def __getattr__(self, name): raise RuntimeError(name)\nrequest = Request()\none = App()\n", "", "one"),
     ],
 )
 def test_the_app_of_a_module_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reference: str, found: str) -> None:

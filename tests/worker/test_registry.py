@@ -12,7 +12,8 @@ from taskq import serial
 from taskq.app import define
 from taskq.control import ArgumentsError, Control, Discard, Retry, Snooze
 from taskq.core.messages import BYTES, DISCARD, JSON, MSGPACK, RETRY, RETRY_AFTER
-from taskq.worker.registry import ERROR_CHARACTERS_MAX, TaskDefinition, error_text
+from taskq.worker.failure import ERROR_BYTES_MAX, error_text
+from taskq.worker.registry import TaskDefinition
 
 
 def plain(to: str, copies: int = 1) -> None: ...
@@ -119,7 +120,7 @@ class TestDisposition:
 
     def test_a_long_text_loses_its_middle(self) -> None:
         text = error_text(ValueError("x" * 100_000 + "the end"))
-        assert len(text) < ERROR_CHARACTERS_MAX + 100 and text.endswith("the end")
+        assert len(text.encode()) <= ERROR_BYTES_MAX and text.endswith("the end")
 
     def test_what_is_not_unicode_is_escaped(self) -> None:
         assert error_text(Discard("\ud800 is no character")) == "\\ud800 is no character"

@@ -12,63 +12,24 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from harness import REPORT_S, Harness, value, verdict
 
-from taskq import serial
 from taskq.control import Discard, Retry, Snooze
-from taskq.core.messages import DISCARD, MSGPACK, RETRY, RETRY_AFTER
+from taskq.core.messages import DISCARD, RETRY, RETRY_AFTER
 from taskq.worker.context import current_task
-from taskq.worker.job import CANCELLED, DRAINED, HANDBACK, LOST, Handback, Job, Outcome
-from taskq.worker.page import Page
-from taskq.worker.registry import TaskDefinition, Verdict
+from taskq.worker.job import CANCELLED, DRAINED, HANDBACK, LOST, Handback, Outcome
 from taskq.worker.threads import ThreadPool
-from taskq.worker.workbench import Workbench
 
 APP = "taskq_tests_process_app"
-REPORT_S = 10.0
-
-
-class Harness:
-    """A workbench whose reports can be awaited."""
-
-    def __init__(self, concurrency: int) -> None:
-        self.page = Page()
-        self.bugs: list[BaseException] = []
-        self.reports: asyncio.Queue[tuple[Job, Outcome]] = asyncio.Queue()
-        self.bench = Workbench(APP, concurrency, self.page, lambda job, outcome: self.reports.put_nowait((job, outcome)), self.bugs.append)
-        self._number = 0
-
-    def job(self, function: Callable[..., Any], *args: Any, pool: str | None = None, timeout_ms: int = 0, **options: Any) -> Job:
-        self._number += 1
-        definition = TaskDefinition(function.__name__, function, **options)
-        token = self._number.to_bytes(8, "big")
-        return Job(bytes(8) + token, token, "default", definition, serial.encode(list(args)), MSGPACK, 1, timeout_ms, pool or definition.pool_for())
-
-    async def outcome(self, function: Callable[..., Any], *args: Any, **options: Any) -> Outcome:
-        self.bench.put([self.job(function, *args, **options)])
-        return await self.report()
-
-    async def report(self) -> Outcome:
-        async with asyncio.timeout(REPORT_S):
-            return (await self.reports.get())[1]
 
 
 @pytest.fixture
 async def harness() -> AsyncIterator[Harness]:
-    harness = Harness(10)
+    harness = Harness(10, APP)
     yield harness
     await harness.bench.close()
     assert not harness.bugs
     harness.page.close()
-
-
-def value(outcome: Outcome) -> Any:
-    assert isinstance(outcome, bytes), outcome
-    return serial.decode(outcome, MSGPACK)
-
-
-def verdict(outcome: Outcome) -> Verdict:
-    assert isinstance(outcome, Verdict), outcome
-    return outcome
 
 
 # ---- what functions may do
@@ -299,6 +260,50 @@ async def test_an_async_function_is_cancelled_at_its_timeout(harness: Harness) -
 
     found = verdict(await harness.outcome(forever, timeout_ms=20))
     assert (found.error_type, found.disposition) == ("TimeoutError", RETRY) and cleaned.is_set()
+
+
+@pytest.mark.parametrize(("ending", "reported"), [(CANCELLED, HANDBACK), (DRAINED, HANDBACK), (LOST, None)])
+async def test_the_slot_of_an_async_function_that_swallows_its_cancellation_is_used_again(
+    ending: int, reported: Outcome | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.worker.workbench.GRACE_S", 0.01)
+    harness = Harness(1)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        started.set()
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+
+    job = harness.job(stubborn)
+    harness.bench.put([job])
+    await started.wait()
+    harness.bench.end(job.token, ending)
+    harness.bench.put([harness.job(add, 1, 2)])
+    if reported is not None:
+        assert await harness.report() == reported
+    assert value(await harness.report()) == 3
+    release.set()
+    await harness.bench.close()
+
+
+async def test_a_thread_that_does_not_heed_its_cancel_is_over_at_its_timeout() -> None:
+    harness = Harness(1)
+    started, release = threading.Event(), threading.Event()
+
+    def stubborn() -> None:
+        started.set()
+        release.wait(REPORT_S)
+
+    job = harness.job(stubborn, timeout_ms=200)
+    harness.bench.put([job])
+    await asyncio.to_thread(started.wait)
+    harness.bench.end(job.token, CANCELLED)
+    assert await harness.report() == HANDBACK
+    assert value(await harness.outcome(add_in_thread, 1, 2)) == [3, False]
+    release.set()
+    await harness.bench.close()
 
 
 async def test_a_thread_that_is_too_slow_fails_and_its_slot_is_used_again() -> None:
