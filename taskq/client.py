@@ -33,7 +33,7 @@ from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo
 from taskq.options import EnqueueOptions, Options, check_id, of_call
-from taskq.protocol.link import CLOSED, Answered, Closed, Event, Ready, Refused
+from taskq.protocol.link import CLOSED, NO_BROKER, Answered, Closed, Event, Ready, Refused
 from taskq.worker.registry import check_name
 
 T = TypeVar("T")
@@ -340,7 +340,7 @@ class AsyncClient:
             async with asyncio.timeout(deadline_s):
                 await asyncio.shield(self._greeted)
         except TimeoutError:
-            raise BrokerUnavailable(f"the broker could not be reached within {deadline_s:g} s: {self._why_not()}") from None
+            raise BrokerUnavailable(f"the broker could not be reached within {deadline_s:g} s: {self._why_not()}; {NO_BROKER}") from None
         return max(0.1, round(deadline_s - (time.monotonic() - began), 1))
 
     def _why_not(self) -> str:

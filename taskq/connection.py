@@ -150,7 +150,7 @@ class _Protocol(asyncio.Protocol):
             self.heard = self.heard or bool(frames)
             self.channel._received(self, frames)
         if self.decoder.error is not None:
-            self.drop(f"the broker sent something that is not our protocol: {self.decoder.error}{self._hint()}")
+            self.drop(f"{self.channel.address}: what is there sent something that is not our protocol: {self.decoder.error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone.set()

@@ -236,6 +236,6 @@ def _describe(value: Any) -> tuple[str, str]:
     control = value if is_one_of(value, (type,)) else type(value)
     if any(base is Control for base in of_class(control, "__mro__")):
         return f"a {class_name(control)}, which says nothing when it is returned", "raise it"
-    from taskq.advice import instead  # what it knows by type takes time to import
+    from taskq.instead import instead  # what it knows by type takes time to import
 
     return f"a value of type {class_name(type(value))}", instead(value)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "taskq"
 # from the ground up; a part may import what stands in the rows below it, never its neighbours.  `taskq` is the package's own public names.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "ids", "clock", "version", "printable", "foreign"),
-    ("durations", "advice"),
+    ("durations", "advice", "instead"),
     ("core", "config", "control"),
     ("protocol", "storage", "gateway", "serial", "trust"),
     ("actors", "connection", "handle"),
@@ -30,6 +30,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("taskq",),
     ("testing",),
     ("cli",),
+    ("__main__",),
 ]
 # the broker and its clients share the core and the wire, and know nothing else of each other
 BROKER = {"storage", "gateway", "actors", "node"}

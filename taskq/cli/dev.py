@@ -83,7 +83,7 @@ async def spawn(name: str, arguments: list[str], stdout: int | None = None) -> P
     from taskq.worker.parent import die_with_parent
 
     environment = {"TASKQ_DRAIN": DRAIN, **os.environ}
-    command = [sys.executable, "-c", PROGRAM.format(name=name), *arguments]
+    command = [sys.executable, "-P", "-c", PROGRAM.format(name=name), *arguments]
     with_us = partial(die_with_parent, os.getpid())
     return await asyncio.create_subprocess_exec(*command, stdout=stdout, env=environment, start_new_session=True, preexec_fn=with_us)
 

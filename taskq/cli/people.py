@@ -20,6 +20,7 @@ from taskq.cli.dev import dev
 from taskq.cli.doctor import doctor
 from taskq.cli.flags import HELP, TOKEN_FILE_HELP, token_from
 from taskq.cli.token import token
+from taskq.cli.waiting import suggestion, watched
 from taskq.core.messages import ENCODINGS
 from taskq.errors import BrokerUnavailable, StartError, TaskqError, echo
 from taskq.printable import printable
@@ -29,12 +30,24 @@ if TYPE_CHECKING:
     from taskq.blocking import Client
     from taskq.handle import TaskInfo
 
+# what people look for here → where it is
+_WORKER = "the worker is a program of its own: taskq-worker --app MODULE (or taskq dev MODULE, which starts a broker too)"
+_BROKER = "the broker is a program of its own: taskq-broker (or taskq dev MODULE, which starts a worker too)"
+ELSEWHERE = {
+    **dict.fromkeys(("worker", "work", "run-worker"), _WORKER),
+    **dict.fromkeys(("broker", "server", "serve", "start", "run"), _BROKER),
+    **dict.fromkeys(("status", "show", "info", "result", "get", "inspect"), "taskq task ID shows a task, taskq queues and taskq workers the rest"),
+    **dict.fromkeys(("call", "send", "push", "publish", "apply"), "taskq enqueue TYPE KEY=VALUE enqueues a task"),
+    **dict.fromkeys(("revoke", "abort", "kill"), "taskq cancel ID cancels a task"),
+}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
 DEADLINE = "5s"
+CANCEL_ASKED = "it runs and was asked to stop; a function in a thread stops only if it looks at current_task().cancelled"
 ERROR_CHARACTERS_MAX = 4_000
 # where the context of a command keeps the name of the file
 TOKEN_FILE = "taskq.token_file"
@@ -65,7 +78,17 @@ def trusting(command: F) -> F:
     return click.option("--tls-ca", metavar="PATH", default=None, expose_value=False, callback=remember, help=CA_HELP)(command)
 
 
-@click.group(context_settings=HELP)
+class Commands(click.Group):
+    """The commands; who asks for another program is told its name."""
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        advice = ELSEWHERE.get(arguments[0].lower())
+        if advice is not None and self.get_command(context, arguments[0]) is None:
+            context.fail(f"no such command {arguments[0]!r}; {advice}")
+        return super().resolve_command(context, arguments)
+
+
+@click.group(cls=Commands, context_settings=HELP)
 @click.option("--broker", "url", metavar="HOST:PORT", default=None, help=BROKER_HELP)
 @takes_token
 @trusting
@@ -130,7 +153,7 @@ def _end(code: int, error: Exception) -> None:
 @click.option("--max-attempts", metavar="N", type=int, default=None, help="[default: 10]")
 @click.option("--timeout", metavar="DURATION", default=None, help="The longest that one attempt may take. [default: none]")
 @click.option("--id", metavar="ID", default=None, help="An id of ours that is sent again.")
-@click.option("--wait", is_flag=True, help="Wait for the end and print the result.")
+@click.option("--wait", is_flag=True, help="Wait for the end and print the result; on stderr the id at once, and why the task does not run.")
 @talks
 def enqueue(
     task_type: str, arguments: tuple[str, ...], payload: str | None, wait: bool, url: str | None, as_json: bool, **options: str | int | None
@@ -143,7 +166,7 @@ def enqueue(
     given: Any = {name: _number(option) if name == "priority" else option for name, option in options.items() if option is not None}
     with connected(url) as client:
         handle = client.enqueue(task_type, value, **given)
-        info = client.wait(handle) if wait else None
+        info = watched(client, handle.id) if wait else None
     if info is not None:
         _tell_end(info, as_json)
         return
@@ -201,7 +224,8 @@ def task(task_id: str, url: str | None, as_json: bool) -> None:
     """Show a task: its state, its attempts, its result, and why it does not run."""
     with connected(url) as client:
         info = client.get(task_id)
-    _print(everything(info), as_json, lambda: show_task(info))
+        advice = "" if as_json else suggestion(client, info)
+    _print(everything(info), as_json, lambda: show_task(info, advice))
 
 
 def _tell_end(info: TaskInfo, as_json: bool) -> None:
@@ -231,13 +255,15 @@ def decoded(info: TaskInfo, what: str) -> Any:
         return getattr(info, f"{what}_bytes")
 
 
-def show_task(info: TaskInfo) -> None:
+def show_task(info: TaskInfo, advice: str = "") -> None:
     from taskq.cli.tables import ATTEMPTS, cell, print_fields, print_table
 
     fields = info.fields
     rows = [("id", info.id), ("task type", info.task_type), ("queue", info.queue), ("state", info.state)]
     if fields.get("blocker"):
-        rows.append(("not running", fields["blocker"]))
+        rows.append(("not running", fields["blocker"] + advice))
+    if fields.get("cancel_requested") and not info.is_final:
+        rows.append(("cancel", CANCEL_ASKED))
     rows.append(("attempts", f"{fields['attempts_used']} of {fields['max_attempts']}{_apart(fields)}"))
     if fields["worker"]:
         rows.append(("worker", fields["worker"]))
@@ -290,7 +316,7 @@ def cancel(task_id: str, url: str | None, as_json: bool) -> None:
     """Cancel a task; one that runs is asked to stop."""
     with connected(url) as client:
         outcome = client.cancel(task_id)
-    words = {"cancelled": "cancelled", "requested": "it runs and was asked to stop", "already_final": "it has ended already"}
+    words = {"cancelled": "cancelled", "requested": CANCEL_ASKED, "already_final": "it has ended already"}
     _print({"id": task_id, "outcome": outcome}, as_json, lambda: print(words[outcome]))
     if outcome == "already_final":
         sys.exit(EXIT_FAILED)

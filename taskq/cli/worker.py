@@ -34,13 +34,16 @@ class WorkerSettings:
         return WorkerConfig(drain_s=fields.pop("drain"), token=token_from(fields.pop("token_file")), **fields)
 
 
-@click.command(context_settings=HELP, epilog=FORMATS)
+@click.command(context_settings={**HELP, "allow_extra_args": True}, epilog=FORMATS)
 @settings_flags(WorkerSettings)
-def worker(**flags: Any) -> NoReturn:
+@click.pass_context
+def worker(context: click.Context, /, **flags: Any) -> NoReturn:
     """A worker: takes tasks from the broker and runs the Python functions of an app.
 
     SIGTERM lets running tasks end within --drain and hands back the rest; a second one stops at once.
     """
+    if context.args:
+        raise click.UsageError(f"unexpected argument {context.args[0]!r}; the module of the tasks is given with --app {context.args[0]}")
     with start_errors("taskq-worker"):
         settings = load(WorkerSettings, flags, os.environ)
         if settings.app is None:

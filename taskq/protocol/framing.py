@@ -18,6 +18,23 @@ PIECE_BYTES = 4_096
 # a frame of this size gets a buffer of its own when so large a part of it has come: who only promises a frame costs nothing
 LARGE_BYTES, LARGE_PART = 256 << 10, 8
 
+# how those begin who speak something else, where a frame has its length → what it is and what to do
+HTTP_ANSWER = "it speaks HTTP, so this is the address of the HTTP API; give the broker's TCP address, whose port is 7000 unless it was set"
+HTTP_REQUEST = "an HTTP request came to the port of the binary protocol; the HTTP API has a port of its own, 3000 unless it was set"
+TLS_ALERT = "it speaks TLS; write its address as tls://HOST:PORT"
+TLS_GREETING = "a TLS greeting came to a port without TLS; write the address without tls://, or give the broker --tls-cert and --tls-key"
+FOREIGN = {
+    b"HTTP": HTTP_ANSWER,
+    **dict.fromkeys((b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI "), HTTP_REQUEST),
+    b"\x15\x03": TLS_ALERT,
+    b"\x16\x03": TLS_GREETING,
+}
+
+
+def foreign(head: bytes) -> str:
+    """What another protocol's first bytes are, in words for people; "" if they are not known."""
+    return next((words for first, words in FOREIGN.items() if head.startswith(first)), "")
+
 
 class FrameDecoder:
     """The receiving half of a connection.  The owner may change `frame_bytes_max`, the largest frame with its prefix, between two calls of `feed`.
@@ -97,7 +114,7 @@ class FrameDecoder:
         return at
 
     def _check(self, length: int, version: int, seq: int, head_bytes: int) -> None:
-        self._check_version(version)
+        self._check_version(version, length)
         if length + LENGTH_BYTES > self.frame_bytes_max:
             self.error_seq = seq
             size = length + LENGTH_BYTES
@@ -106,10 +123,11 @@ class FrameDecoder:
             self.error_seq = seq
             raise ProtocolError(f"the head of {head_bytes} bytes does not fit into a frame whose length field says {length}")
 
-    def _check_version(self, version: int) -> None:
+    def _check_version(self, version: int, length: int) -> None:
         """Told at its byte: who speaks another protocol may wait for an answer before it sends more."""
         if version != VERSION:
-            raise VersionUnsupported(f"version {version} of the protocol is not supported; this side speaks version {VERSION}")
+            stranger = foreign(length.to_bytes(LENGTH_BYTES, "big"))
+            raise VersionUnsupported(stranger or f"version {version} of the protocol is not supported; this side speaks version {VERSION}")
 
     # ---- a frame across chunks
 
@@ -120,7 +138,7 @@ class FrameDecoder:
             return
         self._have = 0
         if rest > LENGTH_BYTES:
-            self._check_version(chunk[at + LENGTH_BYTES])
+            self._check_version(chunk[at + LENGTH_BYTES], int.from_bytes(chunk[at : at + LENGTH_BYTES], "big"))
         self._need = LENGTH_BYTES + int.from_bytes(chunk[at : at + LENGTH_BYTES], "big") if rest >= PREFIX_BYTES else PREFIX_BYTES
         if rest <= LENGTH_BYTES:
             self._need = LENGTH_BYTES + 1

@@ -48,6 +48,7 @@ RETRY_MIN_MS = 20
 TICK_MIN_MS = 20
 LATE_MS = 1_000
 NEVER = 1 << 62
+NO_BROKER = "start one with taskq-broker, or name another with TASKQ_URL or --broker"
 
 REPORTS = (m.Ack, m.Fail, m.Release)
 UNLOSABLE = (*REPORTS, m.Consume)
@@ -455,7 +456,7 @@ class Link:
     def _unavailable(self) -> BrokerUnavailable:
         if self.state is READY:
             return BrokerUnavailable("the broker is connected but did not answer before the deadline; whether the request was applied is unknown")
-        return BrokerUnavailable(f"the broker could not be reached before the deadline: {self.reason}")
+        return BrokerUnavailable(f"the broker could not be reached before the deadline: {self.reason}; {NO_BROKER}")
 
     def _retry(self, now_ms: int) -> None:
         due = [request for at, request in self._delayed if at <= now_ms]

@@ -19,8 +19,7 @@ import attrs
 import msgpack
 
 from taskq.core import records as r
-from taskq.core.attempt import Attempt, lean
-from taskq.core.task import CLEAN, COPY_BYTES_MAX, FAILED, FINAL, Options, Task
+from taskq.core.task import CLEAN, COPY_BYTES_MAX, FAILED, FINAL, Attempt, Options, Task
 from taskq.ids import SLOTS
 from taskq.storage.base import Row, WriteBatch
 
@@ -53,7 +52,7 @@ META = (
 
 
 def row_of(task: Task) -> Row:
-    """The row of a task as it is now, but for the long texts of its errors; see texts.py."""
+    """The row of a task as it is now."""
     options = task.options
     meta = (
         options.encoding,
@@ -72,7 +71,7 @@ def row_of(task: Task) -> Row:
         task.started_ms,
         task.result_encoding,
         task.last_token,
-        [attempt.fields() for attempt in lean(task.history)] if task.history else (),
+        [attrs.astuple(attempt) for attempt in task.history] if task.history else (),
     )
     return (
         task.seq,
@@ -91,12 +90,11 @@ def row_of(task: Task) -> Row:
     )
 
 
-def task_of(row: Row, *, whole: bool = False) -> Task:
-    """The task that a row describes, with the long texts of its errors if it is to be `whole`."""
+def task_of(row: Row) -> Task:
+    """The task that a row describes."""
     seq, task_id, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, packed = row
     meta = dict(zip(META, msgpack.unpackb(packed, use_list=False), strict=False))
     base_ms, factor, cap_ms = meta["retry"]
-    history = tuple([Attempt(*attempt) for attempt in meta["history"]])
     options = Options(task_type, meta["encoding"], priority, meta["max_attempts"], meta["timeout_ms"], (base_ms, factor, cap_ms))
     return Task(
         id=bytes(task_id),
@@ -122,7 +120,7 @@ def task_of(row: Row, *, whole: bool = False) -> Task:
         result=result,
         result_encoding=meta["result_encoding"],
         last_token=meta["last_token"],
-        history=history if whole else lean(history),
+        history=tuple(Attempt(*attempt) for attempt in meta["history"]),
         stored=True,
     )
 
@@ -143,8 +141,6 @@ def batch_of(tasks: Iterable[Task], meta: dict[str, int]) -> WriteBatch:
 def add(batch: WriteBatch, task: Task) -> None:
     """Make the row of a task that a flush has taken; it is noted on the task that the store has it."""
     task.dirty = CLEAN
-    if task.history and not all(attempt.error is not None and attempt.is_lean for attempt in task.history):
-        batch.texts[task.seq] = task.history
     if not is_archived(task):
         batch.put.append(row_of(task))
         task.stored = True

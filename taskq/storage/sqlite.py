@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import cache
@@ -33,12 +34,9 @@ from taskq.storage.blobs import insert_huge
 from taskq.storage.chunks import chunks, runs
 from taskq.storage.counts import Changes, check_counts, count_all, read_counts
 from taskq.storage.folder import open_own
-from taskq.storage.integrity import BUSY_SECONDS_MAX, is_damage, pages_damage, reader_of
-from taskq.storage.metas import with_texts
 from taskq.storage.pages import page, read_page
 from taskq.storage.schema import APPLICATION_ID, FORMAT, SCHEMA, UPGRADES
 from taskq.storage.seal import BrokenSeal, Pack, seal_of_finished, seal_of_live, seal_of_number, unsealed_finished, unsealed_live
-from taskq.storage.texts import without_texts
 
 T = TypeVar("T")
 
@@ -46,7 +44,9 @@ PENDING = 2
 MANY = (0, PENDING, 4)  # the states of tasks that wait: there may be millions, which are read by line and by due time
 SEQ, POSITION, DUE_MS = (COLUMNS.index(name) for name in ("seq", "position", "due_ms"))
 INSIDE_BYTES_MAX = 8_192  # of a finished payload and its result: to copy as much costs less than to bind two more values
+BUSY_SECONDS_MAX = 5.0
 CHECK_BYTES_MAX = 32 * 1024 * 1024  # of a store that is looked at as a whole before it is used; a larger one is checked beside the work
+CHECK_STEPS = 100_000  # of SQLite's machine, between two looks at whether a check is still wanted
 
 # each is set and then read back, since SQLite ignores what it does not know without an error
 PRAGMAS: dict[str, tuple[int | str, int | str]] = {
@@ -190,24 +190,22 @@ def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
 def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> None:
     execute = connection.execute
     changes = Changes(connection)
+    for seqs in chunks(sorted(batch.delete)):
+        changes.go(seqs)
+        execute(_delete_tasks(len(seqs)), seqs)
     for rows, huge in runs(sorted(batch.put, key=itemgetter(0))):
         changes.come(rows)
-        rows = with_texts(connection, rows, batch)
         values = [value for row in rows for value in _bind_live(row, pack)]
         if huge:
             insert_huge(connection, "tasks", _insert_tasks(1), values, HUGE_LIVE, rows[0][0])
         else:
             execute(_insert_tasks(len(rows)), values)
     for rows, huge in runs(batch.finish):
-        rows = with_texts(connection, rows, batch)
         width, values = _bind_finished(rows, pack)
         if huge:
             insert_huge(connection, "finished", _insert_finished(width, 1), values, HUGE_FINISHED)
         else:
             execute(_insert_finished(width, len(rows)), values)
-    for seqs in chunks(sorted(batch.delete)):
-        changes.go(seqs)
-        execute(_delete_tasks(len(seqs)), seqs)
     changes.write()
     for numbers in chunks(list(batch.meta.items())):
         _set_meta(connection, numbers)
@@ -269,22 +267,18 @@ def _load(connection: sqlite3.Connection, pack: Pack, states: Sequence[int], aft
 
 def _line(connection: sqlite3.Connection, pack: Pack, state: int, wanted: Sequence[Any]) -> list[Row]:
     statement = LINE_PENDING if state == PENDING else LINE_OTHER
-    rows = [without_texts(unsealed_live(row, pack)) for row in read_page(connection, statement, (state, *wanted))]
+    rows = read_page(connection, statement, (state, *wanted))
     rows.sort(key=itemgetter(POSITION, SEQ))
-    return rows
+    return [unsealed_live(row, pack) for row in rows]
 
 
 def _due(connection: sqlite3.Connection, pack: Pack, after_ms: int, after_seq: int, limit: int) -> list[Row]:
     """In two steps, since SQLite does not look up a pair in an index whose second part is the rowid."""
-
-    def read(statement: str, *arguments: int) -> list[Row]:
-        return [without_texts(unsealed_live(row, pack)) for row in read_page(connection, statement, arguments)]
-
-    rows = read(DUE_THEN, after_ms, after_seq, limit)
+    rows = read_page(connection, DUE_THEN, (after_ms, after_seq, limit))
     if len(rows) < limit:
-        rows += read(DUE_LATER, after_ms, limit - len(rows))
+        rows += read_page(connection, DUE_LATER, (after_ms, limit - len(rows)))
     rows.sort(key=itemgetter(DUE_MS, SEQ))
-    return rows
+    return [unsealed_live(row, pack) for row in rows]
 
 
 def _find(connection: sqlite3.Connection, pack: Pack, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
@@ -364,7 +358,7 @@ def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
     pages, page_bytes = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     if pages * page_bytes > CHECK_BYTES_MAX:
         return False
-    if found := pages_damage(connection, "1"):
+    if found := _integrity(connection, "1"):
         raise BrokenSeal(found[0])
     for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks"):
         unsealed_live(row, pack)
@@ -373,6 +367,38 @@ def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
     for row in connection.execute(f"SELECT {', '.join(READ['finished'])} FROM finished"):
         finished_row(*row[1:])
     return True
+
+
+def _integrity(connection: sqlite3.Connection, what: str) -> list[str]:
+    return [" ".join(answer.split()) for (answer,) in connection.execute(f"PRAGMA integrity_check({what})") if answer != "ok"]
+
+
+def integrity_check(path: Path, ended: threading.Event | None = None) -> list[str]:
+    """What SQLite finds wrong in the file, nothing if it is sound, or if `ended` was set meanwhile.  Blocks, reads everything through a
+    read-only connection of its own, and takes one table at a time, since a long read keeps the WAL from being reset."""
+    connection = _reader(path)
+    if ended is not None:
+        connection.set_progress_handler(ended.is_set, CHECK_STEPS)
+    try:
+        return [answer for table in ("meta", "counts", "tasks", "finished") for answer in _integrity(connection, f"'{table}'")]
+    except sqlite3.DatabaseError as error:
+        if ended is not None and ended.is_set():
+            return []
+        if not _is_damage(error):
+            raise
+        return [str(error)]
+    finally:
+        connection.close()
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS_MAX)
+
+
+def _is_damage(error: Exception) -> bool:
+    """A text that is none is found by Python's module, which gives it no code."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, BrokenSeal) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes or "decode to UTF-8" in str(error)
 
 
 class SqliteStore:
@@ -413,7 +439,7 @@ class SqliteStore:
         try:
             return await asyncio.shield(self._connection._execute(work, self._connection._conn, *arguments))  # type: ignore[no-untyped-call]
         except (sqlite3.DatabaseError, BrokenSeal) as error:
-            if not is_damage(error):
+            if not _is_damage(error):
                 raise
             self._damaged = True
             raise StoreCorrupt(f"{self.path}: {error}; the file was left untouched") from error
@@ -464,7 +490,7 @@ class SqliteStore:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with closing(reader_of(self.path)) as reader, suppress(sqlite3.DatabaseError):
+        with closing(_reader(self.path)) as reader, suppress(sqlite3.DatabaseError):
             reader.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the last to close brings the log into the file, but not a reader
             await asyncio.shield(connection.close())
             return

@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from contextvars import copy_context
 from typing import Any
 
@@ -21,7 +20,7 @@ import msgpack
 
 from taskq.worker.context import CURRENT
 from taskq.worker.job import Handback, Job, Outcome
-from taskq.worker.loading import load_app
+from taskq.worker.loading import explain, load_app
 from taskq.worker.parent import die_with_parent, leave_to_parent
 from taskq.worker.registry import TaskDefinition, Verdict
 from taskq.worker.threads import call
@@ -71,8 +70,8 @@ def main() -> None:
     os.set_inheritable(start.fd, False)
     try:
         tasks = load_app(start.app).tasks
-    except BaseException:
-        pipe.sendall(pack([BROKEN, traceback.format_exc()]))
+    except BaseException as error:
+        pipe.sendall(pack([BROKEN, explain(error)]))
         return
     pipe.sendall(pack([READY]))
     with pipe.makefile("rb") as stream:

@@ -227,6 +227,7 @@ class Keeper:
             start = {"config": self._config.dump(), "pipe_fd": theirs.fileno(), "page_fd": page.fd, "keeper_pid": os.getpid()}
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-m",
                 "taskq.worker.launch",
                 json.dumps(start),

@@ -14,16 +14,14 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import attrs
 
-from taskq.errors import TaskqError
 from taskq.trust import CA_VARIABLE
-from taskq.worker.loading import AppLike, NoApp, load_app
+from taskq.worker.loading import AppLike, NoApp, explain, load_app
 from taskq.worker.page import Page
 from taskq.worker.parent import die_with_parent, leave_to_parent
 from taskq.worker.runner import Runner
@@ -75,10 +73,8 @@ def _load(config: WorkerConfig, pipe: socket.socket) -> AppLike:
         return NoApp()
     try:
         return load_app(config.app)
-    except TaskqError as error:
-        text = str(error)
-    except BaseException:
-        text = traceback.format_exc()
+    except BaseException as error:
+        text = explain(error)
     pipe.sendall(line({"fatal": f"the app {config.app} cannot be imported:\n{text}"}))
     return _leave(EXIT_FATAL)
 

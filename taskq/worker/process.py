@@ -51,7 +51,7 @@ class Child(asyncio.Protocol):
             return
         with theirs:
             start = ChildStart(app, theirs.fileno(), os.getpid())
-            command = [sys.executable, "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
+            command = [sys.executable, "-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
             try:
                 self._popen = subprocess.Popen(command, pass_fds=[theirs.fileno()])
             except OSError as error:

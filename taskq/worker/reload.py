@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import AsyncIterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from taskq.errors import ConfigError
@@ -14,11 +15,8 @@ from taskq.errors import ConfigError
 def app_directory(app: str | None) -> Path:
     """The directory of the app's top-level package, or of its module; the working directory when there is no app."""
     here = Path.cwd()
-    if app is None:
-        return here
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    spec = importlib.util.find_spec(app.partition(":")[0].partition(".")[0])
+    top = (app or "").partition(":")[0].partition(".")[0]
+    spec = PathFinder.find_spec(top, [str(here), *sys.path]) if top else None  # this process itself must not import from there
     if spec is None:
         return here
     if spec.submodule_search_locations:

@@ -95,7 +95,7 @@ class Runner:
         """Work until told to stop; the exit code."""
         self._page.clear()
         if not self._tasks:
-            log.warning("the worker has no task types and takes nothing; name your tasks with --app module")
+            log.warning("%s; the worker takes nothing", _no_tasks(self._config.app))
         self._channel.start()
         pulse = asyncio.get_running_loop().create_task(self._beat_pulse())
         pulse.add_done_callback(self._pulse_over)
@@ -355,6 +355,13 @@ class Runner:
         if self._link.state is CLOSED and self._link.reason != self._away_reason:
             self._away_reason = self._link.reason
             log.warning("not connected, trying again: %s; %d tasks go on meanwhile", self._away_reason, len(self._bench))
+
+
+def _no_tasks(app: str | None) -> str:
+    if app is None:
+        return "no --app was given; give the module of your tasks with it"
+    module = app.partition(":")[0]
+    return f"the App of {app} has no tasks; import the modules of your tasks in {module}, or give --app one of them that has imported the App"
 
 
 def _nothing() -> None:

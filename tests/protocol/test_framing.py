@@ -326,3 +326,23 @@ def test_a_decoder_that_met_a_malformed_frame_is_freed_with_its_connection_and_n
         assert left() is None
     finally:
         gc.enable()
+
+
+STRANGERS = {
+    b"HTTP/1.1 400 Bad Request\r\n": "speaks HTTP",
+    b"GET / HTTP/1.1\r\n": "an HTTP request",
+    b"POST /enqueue HTTP/1.1\r\n": "an HTTP request",
+    b"PRI * HTTP/2.0\r\n": "an HTTP request",
+    b"\x15\x03\x01\x00\x02\x02\x46": "tls://",
+    b"\x16\x03\x01\x02\x00\x01\x00": "without TLS",
+    b"SSH-2.0-OpenSSH": "version 50 of the protocol",
+}
+
+
+@pytest.mark.parametrize(("said", "words"), STRANGERS.items(), ids=list(STRANGERS.values()))
+@pytest.mark.parametrize("step", [1, 3, 64])
+def test_who_speaks_another_protocol_is_told_which(said: bytes, words: str, step: int) -> None:
+    decoder = FrameDecoder(1 << 20)
+    for at in range(0, len(said), step):
+        assert decoder.feed(said[at : at + step]) == []
+    assert decoder.error is not None and words in str(decoder.error)

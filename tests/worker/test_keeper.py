@@ -217,7 +217,7 @@ async def test_a_module_without_an_app_ends_the_worker(broker: Any, worker: Any)
     (worker.directory / "keeper_app.py").write_text("x = 1\n")
     await worker.start(broker.url)
     code, errors = await worker.end()
-    assert code == EXIT_FATAL and "has 0 Apps" in errors
+    assert code == EXIT_FATAL and "has no App" in errors
 
 
 async def test_a_worker_without_an_app_connects_and_takes_nothing(broker: Any, worker: Any) -> None:
