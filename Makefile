@@ -6,6 +6,7 @@
 # make audit   known holes in the packages that taskq uses
 # make kills   kill -9 of everything, 1,000 times in each mode (KILLS=1000 MODE=fsync,os,memory), and a storm of stale reports
 # make leases  what becomes of leases when programs are stopped, killed or stuck: 3 minutes, into the ledger
+# make chaos   workers behind a network that fails, killed, stopped and blocked: none of them ever stands (ROUNDS=300); goes on with the ledger
 # make power-loss   images of what a power loss may leave (IMAGES=10000)
 # make disk-errors  syncs and writes that fail (RUNS=600)
 # make bench-peers  the same work for taskq and 13 other queues, side by side (ARGS='--only taskq,sidekiq --rounds 3', PLOT=1 to draw)
@@ -26,6 +27,7 @@ CYCLES ?= 20
 UNTIL ?=
 INPUTS ?= 10000000
 MUTATIONS ?= 3000
+ROUNDS ?= 300
 JOBS ?= 2
 ARGS ?=
 PLOT ?=
@@ -33,7 +35,7 @@ ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
 PROGRAMS := curl wrk ip openssl strace
 
-.PHONY: demo test lint bench bench-micro bench-flat bench-curves bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases load audit programs clean
+.PHONY: demo test lint bench bench-micro bench-flat bench-curves bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases chaos load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -80,6 +82,8 @@ kills: $(VENV)/ready
 	$(BIN)/python tests/campaigns/stale_reports.py
 leases: $(VENV)/ready
 	$(BIN)/python tests/campaigns/leases.py --record
+chaos: $(VENV)/ready
+	$(BIN)/python tests/campaigns/chaos.py --rounds $(ROUNDS) --jobs $(JOBS)
 power-loss: $(VENV)/ready programs
 	$(BIN)/python tests/campaigns/power_loss.py --images $(IMAGES) --jobs $(JOBS)
 

@@ -34,6 +34,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "full-disk": (*CORE, "taskq/actors/journal.py", "taskq/actors/store.py"),
     "corruption": ("taskq/storage",),
     "leases": (*CORE, "taskq/worker"),
+    "chaos": ("taskq/core", "taskq/protocol", "taskq/worker", "taskq/connection.py", "taskq/actors/session.py"),
     "load": ("taskq/core", "taskq/protocol", "taskq/actors"),
     "fuzz": ("taskq/protocol", "taskq/core/session.py", "taskq/gateway"),
 }
