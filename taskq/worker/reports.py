@@ -1,22 +1,27 @@
-"""Outcomes collected over one turn of the loop and made into the fewest frames: Ack, Fail and Release, each for up to 1,000 tasks.
+"""Outcomes collected over one turn of the loop and made into the fewest frames: Ack, Fail and Release, each for up to 1,000 tasks and 1 MiB, or less
+if the broker takes less.  What one task brings is bounded here, wherever it comes from.
 
 PURE.  What must not be known here: connections, pools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
 from taskq.core import messages as m
+from taskq.foreign import CLASS_BYTES_MAX, shortened
+from taskq.worker.failure import DELAY_MS_MAX, ERROR_BYTES_MAX
 from taskq.worker.job import Handback, Job, Outcome
 from taskq.worker.registry import Verdict
 
 FRAME_TASKS_MAX = 1_000
-FRAME_RESULT_BYTES = 1 << 20
+FRAME_BYTES = 1 << 20
+# of these: what is around all tasks, and what each has beside its result or texts (id, token, numbers, lengths)
+AROUND_BYTES = 1_024
+ROW_BYTES = 64
 
 Report: TypeAlias = m.Ack | m.Fail | m.Release
 T = TypeVar("T")
@@ -26,10 +31,17 @@ T = TypeVar("T")
 class Reports:
     """What ended and was not made into a frame yet."""
 
-    payload_bytes_max: int = FRAME_RESULT_BYTES
+    payload_bytes_max: int = FRAME_BYTES
+    frame_bytes: int = FRAME_BYTES
     _done: list[tuple[Job, bytes]] = attrs.field(factory=list)
     _failed: list[tuple[Job, Verdict]] = attrs.field(factory=list)
     _given_back: list[tuple[Job, Handback]] = attrs.field(factory=list)
+
+    def heed(self, limits: dict[str, Any]) -> None:
+        """The limits that the broker told in WELCOME."""
+        self.payload_bytes_max = limits.get("payload_bytes_max") or self.payload_bytes_max
+        frame_bytes_max = limits.get("frame_bytes_max") or FRAME_BYTES + AROUND_BYTES
+        self.frame_bytes = max(1, min(FRAME_BYTES, frame_bytes_max - AROUND_BYTES))
 
     def add(self, job: Job, outcome: Outcome) -> None:
         if isinstance(outcome, bytes):
@@ -38,9 +50,9 @@ class Reports:
             else:
                 self._failed.append((job, self._too_large(job, outcome)))
         elif isinstance(outcome, Verdict):
-            self._failed.append((job, outcome))
+            self._failed.append((job, _bounded(outcome)))
         else:
-            self._given_back.append((job, outcome))
+            self._given_back.append((job, Handback(min(outcome.delay_ms, DELAY_MS_MAX))))
 
     def _too_large(self, job: Job, result: bytes) -> Verdict:
         limit = self.payload_bytes_max
@@ -51,10 +63,35 @@ class Reports:
         """All that was added, as messages."""
         done, failed, given_back = self._done, self._failed, self._given_back
         self._done, self._failed, self._given_back = [], [], []
-        messages: list[Report] = [_ack(rows) for rows in _chunks_by_size(done)]
-        messages += [_fail(rows) for rows in _chunks(failed)]
-        messages += [_release(rows) for rows in _chunks(given_back)]
+        messages: list[Report] = [_ack(rows) for rows in self._chunks(done, len)]
+        messages += [_fail(rows) for rows in self._chunks(failed, _text_bytes)]
+        messages += [_release(rows) for rows in self._chunks(given_back, lambda handback: 0)]
         return messages
+
+    def _chunks(self, rows: list[tuple[Job, T]], size_of: Callable[[T], int]) -> Iterator[list[tuple[Job, T]]]:
+        """At most FRAME_TASKS_MAX rows, and no row that would bring the frame over its size unless it is alone."""
+        sizes = [size_of(outcome) + ROW_BYTES for _, outcome in rows]
+        if len(rows) <= FRAME_TASKS_MAX and sum(sizes) <= self.frame_bytes:
+            if rows:
+                yield rows
+            return
+        begin = size = 0
+        for end, more in enumerate(sizes):
+            if end > begin and (end - begin == FRAME_TASKS_MAX or size + more > self.frame_bytes):
+                yield rows[begin:end]
+                begin, size = end, 0
+            size += more
+        yield rows[begin:]
+
+
+def _bounded(verdict: Verdict) -> Verdict:
+    """The texts of some verdicts come from other processes."""
+    error_type, error = shortened(verdict.error_type, CLASS_BYTES_MAX), shortened(verdict.error, ERROR_BYTES_MAX)
+    return Verdict(verdict.disposition, min(verdict.delay_ms, DELAY_MS_MAX), error_type, error)
+
+
+def _text_bytes(verdict: Verdict) -> int:
+    return len(verdict.error_type.encode()) + len(verdict.error.encode())
 
 
 def _ack(rows: list[tuple[Job, bytes]]) -> m.Ack:
@@ -83,33 +120,3 @@ def _ids(rows: list[tuple[Job, T]]) -> bytes:
 
 def _tokens(rows: list[tuple[Job, T]]) -> bytes:
     return b"".join([row[0].token for row in rows])
-
-
-def _chunks(rows: list[T]) -> Iterator[list[T]]:
-    found = iter(rows)
-    while chunk := list(islice(found, FRAME_TASKS_MAX)):
-        yield chunk
-
-
-def _chunks_by_size(rows: list[tuple[Job, bytes]]) -> Iterator[list[tuple[Job, bytes]]]:
-    """At most FRAME_TASKS_MAX rows, and no row that would bring the results over FRAME_RESULT_BYTES unless it is alone."""
-    if len(rows) <= FRAME_TASKS_MAX and sum([len(row[1]) for row in rows]) <= FRAME_RESULT_BYTES:
-        if rows:
-            yield rows
-        return
-    chunk: list[tuple[Job, bytes]] = []
-    size = 0
-    for row in rows:
-        if chunk and (len(chunk) == FRAME_TASKS_MAX or size + len(row[1]) > FRAME_RESULT_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(row)
-        size += len(row[1])
-    if chunk:
-        yield chunk
-
-
-def split_ack(message: m.Ack) -> list[m.Ack]:
-    """One Ack a task, for a frame that was refused because of one of them."""
-    rows = range(len(message.payloads))
-    return [m.Ack([message.payloads[at]], message.ids[16 * at : 16 * at + 16], message.tokens[8 * at : 8 * at + 8]) for at in rows]

@@ -24,12 +24,13 @@ from taskq.core import messages as m
 from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
 from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError, VersionUnsupported
-from taskq.protocol.link import CLOSED, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
+from taskq.protocol.link import CLOSED, GREETING, PROVING, REPORTS, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
 from taskq.worker.page import Page
+from taskq.worker.refused import Refusals, is_last, named
 from taskq.worker.registry import TaskDefinition, Verdict
-from taskq.worker.reports import Reports, split_ack
+from taskq.worker.reports import Report, Reports
 from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, WorkerConfig
 from taskq.worker.stall import Question, StallGuard
 from taskq.worker.workbench import Workbench
@@ -62,6 +63,7 @@ class Runner:
         if set(self._pools.values()) == {"process"}:
             self._concurrency = min(config.concurrency, os.cpu_count() or 1)  # more would wait here for a child while other workers are idle
         self._reports = Reports()
+        self._refusals = Refusals()
         self._flushing = False
         self._taking = False
         self._leaving = False
@@ -173,9 +175,7 @@ class Runner:
         link = self._link
         self._page.received = link.received
         self._notify({"session": link.session.hex(), "secret": link.secret.hex(), "heartbeat_ms": event.welcome.heartbeat_ms})
-        limit = event.welcome.limits.get("payload_bytes_max")
-        if limit:
-            self._reports.payload_bytes_max = limit
+        self._reports.heed(event.welcome.limits)
         log.info("%s session %s at %s", "resumed" if event.resumed else "new", link.session.hex()[:8], self._config.connect)
         self._away_reason = ""
         self._lost(event.lost)
@@ -197,8 +197,14 @@ class Runner:
         if isinstance(event.owner, Question):
             self._guard.answered(event.owner, event.message)
             self._flush_soon()
-        elif type(event.message) is m.Reported and any(event.message.outcomes):
-            told = zip(ids.split(event.owner.ids, ids.ID_BYTES), event.message.outcomes, strict=True)
+        elif type(event.message) is m.Reported:
+            self._reported(event.owner, event.message)
+
+    def _reported(self, report: Report, message: m.Reported) -> None:
+        if self._refusals.asked is report:
+            self._send(self._refusals.answered(report))
+        if any(message.outcomes):
+            told = zip(ids.split(report.ids, ids.ID_BYTES), message.outcomes, strict=True)
             for task_id in (task_id for task_id, outcome in told if outcome == m.REPORT_LEASE_LOST):
                 log.warning("task %s: its lease was lost before the report came; the report was dropped", task_id.hex())
 
@@ -208,28 +214,23 @@ class Runner:
             self._guard.refused(owner)
         elif isinstance(event.error, BrokerUnavailable):
             log.warning("the worker ends before the broker has answered a %s", type(owner).__name__)
-        elif isinstance(event.error, TURNED_AWAY):
-            self._channel.request(owner, owner)
-        elif isinstance(owner, m.Ack) and len(owner.payloads) > 1:
-            for message in split_ack(owner):
-                self._channel.request(message, message)
-        elif isinstance(owner, m.Ack) and not event.error.retryable:
-            self._fail_instead(owner, event.error)
-        elif isinstance(owner, (m.Ack, m.Fail, m.Release)):
-            self._forget(owner, event.error)
-        else:
+        elif isinstance(event.error, TURNED_AWAY) or self._link.state in (GREETING, PROVING):
+            self._channel.request(owner, owner)  # the broker has not looked at it
+        elif isinstance(owner, REPORTS):
+            self._report_refused(owner, event.error)
+        elif self._link.state is not CLOSED:  # else each new connection begins with a subscription of its own
             self._fatal(f"the broker refused the subscription to {', '.join(self._queues) or 'nothing'}: {event.error}")
 
-    def _fail_instead(self, message: m.Ack, error: TaskqError) -> None:
-        """The broker does not take this result: it would not the next time either."""
-        log.error("task %s: the broker refused its result: %s", message.ids.hex(), error)
-        failed = m.Fail(message.ids, message.tokens, [m.DISCARD], [0], [error.code], [f"the broker refused the result: {error}"])
-        self._channel.request(failed, failed)
+    def _report_refused(self, report: Report, error: TaskqError) -> None:
+        """Told otherwise.  If nothing can be told any more, the lease stays with this session: given up, its task would run again, and uncharged."""
+        told = self._refusals.refused(report, error, self._link.state is CLOSED)
+        what = "nothing else can be told, so it stays as running while this worker lives" if is_last(report) else "it is told otherwise"
+        log.error("the broker refused the %s of %s; %s: %s", type(report).__name__.upper(), named(report), what, error)
+        self._send(told)
 
-    def _forget(self, message: Any, error: TaskqError) -> None:
-        log.error("%s: the broker refused a report about %d tasks: %s", type(message).__name__, len(message.ids) // ids.ID_BYTES, error)
-        for token in ids.split(message.tokens, ids.TOKEN_BYTES):
-            self._link.held.pop(token, None)
+    def _send(self, reports: list[Report]) -> None:
+        for report in reports:
+            self._channel.request(report, report)
 
     def _closed(self, event: Closed) -> None:
         """A worker that never got in will not get in the next time either; one that did waits for whoever has taken its token away."""
@@ -320,8 +321,7 @@ class Runner:
 
     def _flush(self) -> None:
         self._flushing = False
-        for message in self._reports.take():
-            self._channel.request(message, message)
+        self._send(self._reports.take())
         self._give_credit()
         self._channel.flush()
         self._changed.set()

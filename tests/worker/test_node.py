@@ -55,6 +55,15 @@ async def second_time() -> int:
     if current_task().attempt == 1: raise ValueError("first time")
     return current_task().attempt
 
+gate = asyncio.Event()
+
+@app.task(max_attempts=1)
+async def fail_together(of: int, began=[]):
+    began.append(1)
+    if len(began) == of: gate.set()
+    await gate.wait()
+    raise ValueError("語" * 4_000)
+
 @app.task()
 async def kill_worker(path: str):
     if not Path(path).exists():
@@ -101,6 +110,18 @@ async def test_tasks_of_all_pools_are_run_by_one_worker(node: Node, client: Asyn
     assert (added, in_thread, in_process[0]) == (3, 3, 3)
     (row,) = await client.workers()
     assert in_process[1] != in_process[2] and row["concurrency"] == 4
+    code, errors = await worker.stop()
+    assert code == 0, errors
+
+
+async def test_errors_that_are_together_larger_than_a_frame_are_each_reported_once(node: Node, client: AsyncClient, worker: Any) -> None:
+    """600 of 12,000 bytes each, if nobody cut them."""
+    await worker.start(node.tcp, concurrency=600)
+    handles = await client.enqueue_many("fail_together", [{"of": 600}] * 600, max_attempts=1)
+    ends = await asyncio.gather(*(handle.result(timeout=RESULT_S) for handle in handles), return_exceptions=True)
+    assert {type(end) for end in ends} == {TaskFailed} and all("語" in str(end) for end in ends)
+    info = await handles[-1].info()
+    assert [attempt["outcome"] for attempt in info.fields["attempts"]] == ["failed"]
     code, errors = await worker.stop()
     assert code == 0, errors
 

@@ -304,6 +304,43 @@ async def test_a_refused_ack_is_split_and_the_guilty_task_fails(broker: Any, ses
         await broker.expect(m.Heartbeat)
 
 
+@pytest.mark.parametrize(("call", "kind"), [("double", m.Ack), ("fail", m.Fail), ("wait", m.Release)])
+async def test_a_report_that_is_refused_again_and_again_runs_nothing_again(broker: Any, session: Session, call: str, kind: type) -> None:
+    """Its last word is a short Fail; if that is refused as well the lease stays, so that the task is not given back uncharged."""
+    for refused in (m.Ack, m.Fail, m.Release):
+        broker._answers[refused] = lambda peer, message: m.Error("FORBIDDEN", "not that one")
+    (token,) = broker.deliver((call, [] if call == "fail" else [1]))
+    if kind is m.Release:
+        await session.functions.started.acquire()
+        broker.cancelled.add(token)
+    await broker.expect(kind)
+    last = await broker.expect(m.Fail)
+    while not last.errors[0].startswith("the broker refused"):
+        last = await broker.expect(m.Fail)
+    assert last.tokens == token and last.error_types == ["FORBIDDEN"] and "not that one" in last.errors[0]
+    for _ in range(2):
+        assert (await broker.expect(m.Heartbeat)).tokens == token
+    broker.rewind()
+    assert sum(isinstance(frame.message, (m.Ack, m.Fail, m.Release)) for _, frame in broker.seen) <= 2
+
+
+async def test_a_report_that_breaks_the_connection_is_found_and_the_others_arrive(broker: Any, session: Session) -> None:
+    def break_at_four(peer: Any, message: m.Ack) -> Any:
+        if any(serial.decode(payload, m.MSGPACK) == 4 for payload in message.payloads):
+            peer.send(m.Error("INTERNAL", "a bug"))
+            peer.transport.close()
+            return None
+        return broker._report(peer, message)
+
+    broker._answers[m.Ack] = break_at_four
+    tokens = broker.deliver(*(("double", [number]) for number in (1, 2, 3)))
+    failed = await broker.expect(m.Fail)
+    assert (failed.tokens, failed.dispositions, failed.error_types) == (tokens[1], [m.DISCARD], ["INTERNAL"])
+    while broker.leases:
+        await broker.expect(m.Heartbeat)
+    assert not session.running.done()
+
+
 async def test_a_refused_subscription_ends_the_worker(broker: Any) -> None:
     broker._answers[m.Consume] = lambda peer, message: m.Error("BAD_REQUEST", "queues: no such name") if message.queues else m.Ok()
     session = Session(broker.url)
