@@ -32,15 +32,16 @@ JOBS ?= 2
 ARGS ?=
 PLOT ?=
 ONLY ?= connections,storm,slow-consumers,slowloris,flood
-# curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls
-PROGRAMS := curl wrk ip openssl strace
+# curl and wrk talk to the HTTP door, ip makes a second host for a worker, openssl makes certificates, strace sees, breaks and slows system calls,
+# node runs the worker that is written in JavaScript
+PROGRAMS := curl wrk ip openssl strace node npm
 
 .PHONY: demo test lint bench bench-micro bench-flat bench-curves bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases chaos load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
 
-test: $(VENV)/ready programs lint
+test: $(VENV)/ready programs examples/node/node_modules lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/ready
@@ -105,8 +106,12 @@ $(VENV)/ready: setup.cfg pyproject.toml
 programs:
 	@missing=""; for program in $(PROGRAMS); do command -v $$program >/dev/null || missing=yes; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2 openssl strace; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y curl wrk iproute2 openssl strace nodejs npm; \
 	fi
 
+examples/node/node_modules: examples/node/package-lock.json | programs
+	cd examples/node && npm ci --silent --no-audit --no-fund --ignore-scripts
+	touch $@
+
 clean:
-	rm -rf $(VENV) .peers .audit .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) examples/node/node_modules .peers .audit .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
