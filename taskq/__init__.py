@@ -5,7 +5,7 @@ from __future__ import annotations
 from taskq.app import App, TaskFunction
 from taskq.blocking import Client
 from taskq.client import AsyncClient
-from taskq.control import Control, Discard, Retry, Snooze
+from taskq.control import Control, Discard, Retry, Snooze, WaitInTask
 from taskq.errors import (
     AuthFailed,
     AuthRequired,
@@ -63,6 +63,7 @@ __all__ = [
     "TaskHandle",
     "TaskInfo",
     "TaskqError",
+    "WaitInTask",
     "__version__",
     "current_task",
 ]

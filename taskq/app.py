@@ -26,6 +26,7 @@ from taskq.connection import address_from_environment
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK
 from taskq.durations import Duration, milliseconds
 from taskq.handle import TaskHandle
+from taskq.loops import refuse_on_loop
 from taskq.options import EnqueueOptions, Options, check_attempts, check_retry, check_timeout
 from taskq.worker.functions import check_function, is_same, place
 from taskq.worker.registry import Pool, TaskDefinition, check_name, check_pool, check_priority
@@ -77,6 +78,7 @@ class TaskFunction(Generic[P, C, R]):
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """The same for code without an event loop."""
+        refuse_on_loop(f"{self.name}.enqueue(…)")
         item = self.definition.payload(args, kwargs), MSGPACK
         return self.app.blocking_client().submit(self.definition.name, item, self._options)
 
@@ -88,6 +90,7 @@ class TaskFunction(Generic[P, C, R]):
 
     def enqueue_many_sync(self, calls: Iterable[Mapping[str, Any]]) -> list[TaskHandle[R]]:
         """The same for code without an event loop."""
+        refuse_on_loop(f"{self.name}.enqueue_many(…)")
         items = self._items(calls)
         return self.app.blocking_client().run(lambda client: client.submit_many(self.definition.name, items, self._options))
 
@@ -200,6 +203,7 @@ class App:
 
     def blocking_client(self) -> Client:
         """The client for code without an event loop."""
+        refuse_on_loop("with app.client()")
         if self._blocking is None:
             self._blocking = Client(self._url, token=self._token, deadline=self._deadline, tls_ca=self._tls_ca)
         return self._blocking

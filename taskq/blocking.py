@@ -13,6 +13,7 @@ Rules:
 - A leader that a signal interrupts while it waits gives up its own call alone.  In the middle of something it leaves the connection half served,
   so that is given up, and the next call makes another.
 - A handler of signals that calls in the middle of its own thread's call would wait for itself: RuntimeError.
+- A call in a thread in which an event loop runs is refused (see loops.py); a Client may be made there, for other threads.
 - All of it belongs to one process: a fork does not take the stand-in along, and makes a new connection.
 """
 
@@ -29,11 +30,12 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeVar, Unpack
 
 from taskq.batch import Encoded, encode_payload
-from taskq.client import DEADLINE_S, NO_ARGUMENTS, AsyncClient, running_loop, wait_for
+from taskq.client import DEADLINE_S, NO_ARGUMENTS, AsyncClient, wait_for
 from taskq.connection import Channel
 from taskq.durations import Duration
 from taskq.errors import BrokerUnavailable
 from taskq.handle import TaskHandle, TaskInfo
+from taskq.loops import refuse_on_loop
 from taskq.options import EnqueueOptions, Options, of_call
 from taskq.worker.registry import check_name
 
@@ -128,7 +130,7 @@ class _Led:
 
     def _enter(self, work: Coroutine[Any, Any, Any] | None = None) -> bool:
         """Count the caller in; True if it leads now, False if it has to hand its work over."""
-        if not self._count_in(work) or running_loop() is not None:
+        if not self._count_in(work):
             return False
         try:
             if not self._lead.acquire(blocking=False):
@@ -306,19 +308,21 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and end the thread.  Another call connects again."""
+        """Close the connection and end the thread, for which a caller on a running event loop does not wait.  Another call connects again."""
         with self._lock:
             led, self._led = self._led, None
         if led is not None and led.pid == os.getpid():
-            led.end()
+            led.end(wait=asyncio._get_running_loop() is None)
 
     def run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine of the AsyncClient and wait for it."""
+        refuse_on_loop("the same call of AsyncClient")
         led = self._open()
         return led.run(work(led.client))
 
     def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
         """`enqueue` for an encoded payload and checked options."""
+        refuse_on_loop("AsyncClient.enqueue(…)")
         return self._open().submit(task_type, item, options)
 
     def _open(self) -> _Led:

@@ -28,12 +28,14 @@ from typing import Any, NoReturn, Protocol, TypeVar, Unpack, cast
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
 from taskq.connection import Address, Channel, Untrusted, address_from_environment, hello, token_or_environment
+from taskq.control import WaitInTask
 from taskq.core import messages as m
 from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo
 from taskq.options import EnqueueOptions, Options, check_id, of_call
 from taskq.protocol.link import CLOSED, NO_BROKER, Answered, Closed, Event, Ready, Refused
+from taskq.worker.context import holding_a_slot
 from taskq.worker.registry import check_name
 
 T = TypeVar("T")
@@ -44,6 +46,10 @@ BULK_FRAMES_MAX = 16
 WAIT_S_MAX = 60.0
 WAIT_GRACE_S = 2.0
 DEADLINE_S = 10.0
+WAITS_IN_TASK = (
+    "a task may not wait for task {} ({}): it needs a slot of this worker, and the waiting task holds one, so a few such tasks would wait for "
+    "each other for ever; let the task that ends enqueue the next step, or give queue {} a worker of its own"
+)
 CANCEL_WORDS = {m.CANCEL_DONE: "cancelled", m.CANCEL_REQUESTED: "requested", m.CANCEL_ALREADY_FINAL: "already_final"}
 
 
@@ -246,6 +252,7 @@ class AsyncClient:
     async def wait(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
         """The task when it has reached a final state, told by the broker.  Raises ResultTimeout, NotFound, BrokerUnavailable."""
         raw = raw_id(task)
+        await self._refuse_to_wait_for_own_slot(raw)
         until = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
         while True:
             wait_s = WAIT_S_MAX if until is None else min(WAIT_S_MAX, max(0.0, until - time.monotonic()))
@@ -260,6 +267,19 @@ class AsyncClient:
                 return info
             if until is not None and time.monotonic() >= until:
                 raise ResultTimeout(f"task {info.id} ({info.task_type}) is still {info.state} after {timeout} s; it goes on")
+
+    async def _refuse_to_wait_for_own_slot(self, raw: bytes) -> None:
+        """A task of another worker may be waited for.  What had ended when the run began is only read; a new task is refused though it may have
+        ended already, so that a mistake shows at once and not under load."""
+        held = holding_a_slot()
+        if held is None:
+            return
+        run, worker = held
+        info = await self.get(raw)
+        if info.queue in worker.queues and info.task_type in worker.task_types:
+            began_ms = (await self.get(run.id)).fields["started_ms"]
+            if not info.is_final or info.fields["enqueued_ms"] >= began_ms:
+                raise WaitInTask(WAITS_IN_TASK.format(info.id, info.task_type, info.queue))
 
     async def result(self, task: Any, timeout: Duration | None = None) -> Any:
         """The return value of a task.  Raises TaskFailed, TaskCancelled and what `wait` raises."""
@@ -301,11 +321,7 @@ class AsyncClient:
         """Run on this client's loop, block the caller's thread."""
         if self.driver is not None:
             return self.driver.run(work)
-        loop = self._alive(work)
-        if running_loop() is loop:
-            work.close()
-            raise RuntimeError("a call that ends in _sync would block the event loop that has to answer it; await the async one instead")
-        return wait_for(asyncio.run_coroutine_threadsafe(work, loop))
+        return wait_for(asyncio.run_coroutine_threadsafe(work, self._alive(work)))
 
     def _alive(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
         if self.loop is None or self.loop.is_closed() or not self.loop.is_running():
@@ -410,13 +426,6 @@ def _handles_or_error(found: list[TaskHandle[Any] | TaskqError]) -> list[TaskHan
     if len(errors) == len(found) and all(type(error) is type(first) for error in errors.values()):
         raise first
     raise EnqueueError([each if isinstance(each, TaskHandle) else None for each in found], errors)
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def wait_for(future: concurrent.futures.Future[T]) -> T:

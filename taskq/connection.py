@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -220,7 +221,8 @@ class Channel:
     def start(self) -> None:
         """Begin to connect, on the running loop."""
         self.loop = asyncio.get_running_loop()
-        self._task = self.loop.create_task(self._run(), name=f"taskq channel {self.address}")
+        # in a context of its own: that of a task which happened to make the first call would be kept with all that it names
+        self._task = self.loop.create_task(self._run(), name=f"taskq channel {self.address}", context=Context())
 
     async def stop(self, *, bye: bool = True) -> None:
         """Say goodbye when connected (a worker's leases go back at once), close, refuse what is unanswered.  Never raises for a lost broker."""

@@ -11,6 +11,7 @@ has a default in the class, for subclasses that do not call `super().__init__`.
 from __future__ import annotations
 
 from taskq.durations import Duration, milliseconds
+from taskq.errors import TaskqError
 
 
 class Control(Exception):
@@ -57,3 +58,9 @@ class Snooze(Control):
 
 class ArgumentsError(Discard):
     """The payload does not fit the function's parameters, or cannot be decoded; no retry can change that."""
+
+
+class WaitInTask(Discard, TaskqError):
+    """A task may not wait for a task that needs a slot of its own worker: as soon as all slots wait so, none is left to wait for."""
+
+    code = "WAIT_IN_TASK"

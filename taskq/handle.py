@@ -17,6 +17,7 @@ from taskq.core.messages import TaskInfo as TaskInfoMessage
 from taskq.core.task import FINAL, STATES
 from taskq.durations import Duration
 from taskq.errors import TaskCancelled, TaskFailed, TaskqError
+from taskq.loops import refuse_on_loop
 
 R = TypeVar("R", covariant=True)
 T = TypeVar("T")
@@ -137,15 +138,19 @@ class TaskHandle(Generic[R]):
         return await self._client.elsewhere(self._client.cancel(self.raw))
 
     def result_sync(self, timeout: Duration | None = None) -> R:
+        refuse_on_loop("handle.result(…)")
         return cast(R, self._client.blocking(self._client.result(self.raw, timeout)))
 
     def info_sync(self) -> TaskInfo:
+        refuse_on_loop("handle.info()")
         return self._client.blocking(self._client.get(self.raw))
 
     def state_sync(self) -> str:
+        refuse_on_loop("handle.state()")
         return self.info_sync().state
 
     def cancel_sync(self) -> str:
+        refuse_on_loop("handle.cancel()")
         return self._client.blocking(self._client.cancel(self.raw))
 
 

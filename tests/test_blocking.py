@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scripted import Scripted, created
 
-from taskq import AsyncClient, BrokerUnavailable, Client, ResultTimeout, testing
+from taskq import App, AsyncClient, BrokerUnavailable, Client, ResultTimeout, testing
 from taskq.core import messages as m
 from taskq.errors import NotFound
 from taskq.protocol.frames import RESENT, Frame
@@ -188,14 +188,37 @@ class TestSeveralCallers:
 
         assert asyncio.run(all_of_it()) == 160
 
-    def test_a_caller_inside_a_running_loop_is_served_too(self) -> None:
+    def test_every_call_in_a_thread_with_a_running_loop_is_refused_and_says_what_to_await(self) -> None:
+        app = App()
+
+        @app.task
+        def greet(name: str) -> str:
+            return name
+
         with scripted() as (broker, client):
+            app.use(str(client.address))
+            handle = client.enqueue("t")
+            calls: dict[str, Callable[[], Any]] = {
+                "AsyncClient.enqueue": lambda: Client(str(client.address)).enqueue("t"),
+                "call of AsyncClient": lambda: client.enqueue_many("t", [{}]),
+                "the same call of AsyncClient": client.queues,
+                "handle.result": lambda: handle.result_sync(1),
+                "handle.info": handle.info_sync,
+                "handle.state": handle.state_sync,
+                "handle.cancel": handle.cancel_sync,
+                "greet.enqueue(": lambda: greet.enqueue_sync("x"),
+                "greet.enqueue_many(": lambda: greet.enqueue_many_sync([{"name": "x"}]),
+            }
 
-            async def blocks_its_loop() -> None:
-                client.enqueue("t")
-                client.enqueue("t")
+            async def on_a_loop() -> None:
+                for instead, call in calls.items():
+                    with pytest.raises(RuntimeError, match="await") as refused:
+                        call()
+                    assert instead in str(refused.value)
+                assert (await asyncio.to_thread(client.enqueue, "t")).created
 
-            asyncio.run(blocks_its_loop())
+            asyncio.run(on_a_loop())
+            app.close_sync()
         assert len(broker.frames) == 2
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent / "taskq"
 
 # from the ground up; a part may import what stands in the rows below it, never its neighbours.  `taskq` is the package's own public names.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "ids", "clock", "version", "printable", "foreign"),
+    ("errors", "ids", "clock", "version", "printable", "foreign", "loops"),
     ("durations", "advice", "instead"),
     ("core", "config", "control"),
     ("protocol", "storage", "gateway", "serial", "trust"),
@@ -34,7 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 # the broker and its clients share the core and the wire, and know nothing else of each other
 BROKER = {"storage", "gateway", "actors", "node"}
-CLIENTS = {"serial", "trust", "control", "handle", "connection", "worker", "options", "batch", "client", "blocking", "app"}
+CLIENTS = {"serial", "trust", "control", "handle", "connection", "worker", "options", "batch", "client", "blocking", "loops", "app"}
 
 # values in, values out: time, randomness and whatever can wait are handed in
 PURE = ("core", "protocol", "gateway")

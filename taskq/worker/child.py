@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import msgpack
 
-from taskq.worker.context import CURRENT
+from taskq.worker.context import CURRENT, SERVING, Serving
 from taskq.worker.job import Handback, Job, Outcome
 from taskq.worker.loading import explain, load_app
 from taskq.worker.parent import die_with_parent, leave_to_parent
@@ -36,6 +36,7 @@ class ChildStart:
     app: str
     fd: int
     parent_pid: int
+    queues: list[str]
 
 
 def pack_job(job: Job) -> bytes:
@@ -77,15 +78,16 @@ def main() -> None:
     with pipe.makefile("rb") as stream:
         while head := stream.read(LENGTH.size):
             fields = msgpack.unpackb(stream.read(*LENGTH.unpack(head)))
-            pipe.sendall(pack_outcome(_run(tasks, fields)))
+            pipe.sendall(pack_outcome(_run(tasks, start.queues, fields)))
 
 
-def _run(tasks: dict[str, TaskDefinition], fields: list[Any]) -> Outcome:
+def _run(tasks: dict[str, TaskDefinition], queues: list[str], fields: list[Any]) -> Outcome:
     task_id, token, queue, task_type, encoding, attempt, timeout_ms, payload, deadline_s = fields
     job = Job(task_id, token, queue, tasks[task_type], payload, encoding, attempt, timeout_ms, "process")
     job.deadline_s = deadline_s
     context = copy_context()
     context.run(CURRENT.set, job)
+    context.run(SERVING.set, Serving(queues, tasks, {token}))
     return context.run(call, job)
 
 

@@ -1,9 +1,13 @@
-"""What a task function can learn about its own run: `taskq.current_task()`, in async, thread and process tasks alike."""
+"""What a task function can learn about its own run: `taskq.current_task()`, in async, thread and process tasks alike; and what is known of its
+worker, so that a run cannot wait for the slot that it holds itself."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from contextvars import ContextVar
 from typing import Protocol
+
+import attrs
 
 
 class Run(Protocol):
@@ -20,7 +24,24 @@ class Run(Protocol):
     def task_type(self) -> str: ...
 
 
+@attrs.frozen
+class Serving:
+    """What a worker takes, and the tokens of the runs that hold its slots now."""
+
+    queues: Sequence[str] = ()
+    task_types: Container[str] = ()
+    runs: Container[bytes] = ()
+
+
+NOTHING = Serving()
 CURRENT: ContextVar[Run] = ContextVar("taskq_current_run")
+SERVING: ContextVar[Serving] = ContextVar("taskq_serving", default=NOTHING)
+
+
+def holding_a_slot() -> tuple[Run, Serving] | None:
+    """The run that the caller is part of, and its worker; None outside of a run, and when that run holds no slot any more."""
+    run, worker = CURRENT.get(None), SERVING.get()
+    return (run, worker) if run is not None and run.token in worker.runs else None
 
 
 class TaskContext:

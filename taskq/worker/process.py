@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import attrs
@@ -42,7 +42,7 @@ class Child(asyncio.Protocol):
         self.job: Job | None = None
         self.broken = ""
 
-    async def spawn(self, app: str) -> None:
+    async def spawn(self, app: str, queues: list[str]) -> None:
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -50,7 +50,7 @@ class Child(asyncio.Protocol):
             self._pool.child_gone(self)
             return
         with theirs:
-            start = ChildStart(app, theirs.fileno(), os.getpid())
+            start = ChildStart(app, theirs.fileno(), os.getpid(), queues)
             command = [sys.executable, "-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
             try:
                 self._popen = subprocess.Popen(command, pass_fds=[theirs.fileno()])
@@ -125,7 +125,8 @@ def _reap(popen: subprocess.Popen[bytes]) -> None:
 
 
 class ProcessPool:
-    """At most `size` children.  `begin` is called when a job really starts, `finished` when it is over, `failed` with a bug in here."""
+    """At most `size` children.  `begin` is called when a job really starts, `finished` when it is over, `failed` with a bug in here.  `queues`: those
+    of the worker."""
 
     def __init__(
         self,
@@ -134,8 +135,10 @@ class ProcessPool:
         begin: Callable[[Job], None],
         finished: Callable[[Job, Outcome], None],
         failed: Callable[[BaseException], None],
+        queues: Sequence[str] = (),
     ) -> None:
         self._app = app
+        self._queues = list(queues)
         self._size = size
         self.begin = begin
         self._finished = finished
@@ -197,7 +200,7 @@ class ProcessPool:
                 child = Child(self)
                 child.job = self._backlog.popleft()
                 self._children.add(child)
-                self._do(child.spawn(self._app))
+                self._do(child.spawn(self._app, self._queues))
             else:
                 return
 

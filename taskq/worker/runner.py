@@ -25,6 +25,7 @@ from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
 from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError, VersionUnsupported
 from taskq.protocol.link import CLOSED, GREETING, PROVING, REPORTS, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
+from taskq.worker.context import Serving
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
 from taskq.worker.page import Page
@@ -70,7 +71,8 @@ class Runner:
         self._level = 0
         self._code = 0
         self._changed = asyncio.Event()
-        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon)
+        serving = Serving(self._queues, self._tasks)
+        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon, serving)
         greeting = hello("worker", config.name)
         self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca, room=self._room)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news

@@ -17,7 +17,7 @@ from contextvars import copy_context
 from queue import SimpleQueue
 from time import monotonic
 
-from taskq.worker.context import CURRENT
+from taskq.worker.context import CURRENT, NOTHING, SERVING, Serving
 from taskq.worker.job import Job, Outcome, raised, succeeded
 
 # job, outcome, the seconds that it ran
@@ -28,10 +28,11 @@ class ThreadPool:
     """As many threads as jobs were ever running at once, less those that were given up.  All methods but `_work` run on the loop.  `given_up`: how
     many of these go on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, finished: Finished) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, finished: Finished, serving: Serving = NOTHING) -> None:
         self._loop = loop
         self._finished = finished
         self._context = copy_context()
+        self._context.run(SERVING.set, serving)
         self._jobs: deque[Job] = deque()
         self._wakes: SimpleQueue[bool] = SimpleQueue()
         self._waking = False

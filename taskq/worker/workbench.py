@@ -21,7 +21,9 @@ from sys import getrefcount
 from time import monotonic
 from typing import Any
 
-from taskq.worker.context import CURRENT
+import attrs
+
+from taskq.worker.context import CURRENT, NOTHING, SERVING, Serving
 from taskq.worker.job import DRAINED, HANDBACK, LOST, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.process import ProcessPool
@@ -51,6 +53,7 @@ class Workbench:
         report: Report,
         failed: Callable[[BaseException], None],
         freed: Callable[[], None] = lambda: None,
+        serving: Serving = NOTHING,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._concurrency = concurrency
@@ -66,8 +69,9 @@ class Workbench:
         self._jobs: dict[bytes, Job] = {}
         self._timers: dict[Job, asyncio.TimerHandle] = {}
         self._thread_limits_ns: dict[Job, int] = {}
-        self._threads = ThreadPool(self._loop, self._thread_over)
-        self._processes = ProcessPool(app, min(concurrency, os.cpu_count() or 1), self._begin_timed, self._over, failed)
+        self._serving = attrs.evolve(serving, runs=self._jobs)
+        self._threads = ThreadPool(self._loop, self._thread_over, self._serving)
+        self._processes = ProcessPool(app, min(concurrency, os.cpu_count() or 1), self._begin_timed, self._over, failed, serving.queues)
         self._start: dict[str, Callable[[Job], None]] = {"thread": self._start_thread, "process": self._start_process}
 
     # ---- the outside
@@ -150,6 +154,7 @@ class Workbench:
         """Start one job after the other.  The first async one that has to wait keeps this Task, and the next carrier goes on."""
         task: Any = asyncio.current_task()
         references = getrefcount(task)
+        SERVING.set(self._serving)
         waiting, start = self._waiting, self._start
         self._started_s = monotonic()
         until = self._started_s + TURN_S
