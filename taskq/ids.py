@@ -43,6 +43,11 @@ def slot_of_id(task_id: bytes) -> int:
     return (task_id[6] & 0x0F) << 8 | task_id[7]
 
 
+def of_one_slot(block: bytes) -> bool:
+    """Whether the ids of a block all have the same slot, which their bytes 6 and 7 tell at once."""
+    return len(set(block[7::ID_BYTES])) <= 1 and len({byte & 0x0F for byte in block[6::ID_BYTES]}) <= 1
+
+
 def ms_of_id(task_id: bytes) -> int:
     return int.from_bytes(task_id[:6], "big")
 

@@ -26,10 +26,11 @@ from taskq.core.book import EVERYTHING, Book, Shared
 from taskq.core.effects import Command, DueLoaded, FindLoad, Flushed, Forgotten, Found, LineLoad, LineLoaded
 from taskq.core.horizon import NEAR_TASKS, is_crowded, narrow, page_tasks, runs_short
 from taskq.core.idtime import FRESH_MS
+from taskq.core.messages import Get
 from taskq.core.ring import Ring
 from taskq.core.task import PENDING, TAKEN, Task
 from taskq.errors import Overloaded
-from taskq.storage.base import Retention, Store, WriteBatch
+from taskq.storage.base import COLUMNS, Retention, Store, WriteBatch
 from taskq.storage.rows import add, size_names, task_of
 
 FLUSH_S = 2.0
@@ -37,6 +38,9 @@ FLUSH_TASKS = 100_000
 SLICE_TASKS = 500
 DIRTY_TASKS_MAX = 200_000
 PRUNE_S = 10.0
+# so many ids and keys are looked up at once
+FIND_NAMES = 2_000
+ID = COLUMNS.index("id")
 
 
 class StoreActor:
@@ -140,14 +144,16 @@ class StoreActor:
                 await self._line(actor, load)
                 continue
             finds = [(actor, load)]
-            while asked and isinstance(asked[0][1], FindLoad):
-                finds.append(asked.popleft())  # type: ignore[arg-type]
+            names = _names(load)
+            while asked and isinstance(other := asked[0][1], FindLoad) and (names := names + _names(other)) <= FIND_NAMES:
+                finds.append((asked.popleft()[0], other))
             await self._find(finds)
 
     async def _find(self, finds: list[tuple[ShardActor, FindLoad]]) -> None:
         ids = {task_id for _, load in finds for task_id in load.ids}
         keys = {key for _, load in finds for key in load.keys}
-        tasks = [task_of(row) for row in await self._store.find(list(ids), list(keys))]
+        shown = {load.parked.message.id for _, load in finds if type(load.parked.message) is Get}
+        tasks = [task_of(row, whole=row[ID] in shown) for row in await self._store.find(list(ids), list(keys))]
         by_name: dict[Any, Task] = {task.id: task for task in tasks}
         by_name.update({(task.queue, task.key): task for task in tasks if task.key is not None})
         for actor, load in finds:
@@ -256,3 +262,7 @@ class StoreActor:
         """After a crash: touch nothing more."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _names(load: FindLoad) -> int:
+    return len(load.ids) + len(load.keys)

@@ -4,6 +4,7 @@ Whatever its worker reports but success then makes it cancelled."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import pack
 
 from taskq.core import messages as m
@@ -31,12 +32,17 @@ def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None
     running = {task.id: task for task in tasks if task is not None and task.state == RUNNING}
     for task in idle.values():
         book.adopt(task)
-    records: list[object] = []
-    if idle:
-        records.append(Dropped(slot_of_id(ids[0]), now_ms, b"".join(idle)))
-    if running:
-        records.append(CancelAsked(slot_of_id(ids[0]), b"".join(running)))
+    records: list[object] = [Dropped(slot, now_ms, block) for slot, block in _blocks(idle)]
+    records += [CancelAsked(slot, block) for slot, block in _blocks(running)]
     return records, m.Cancelled(bytes(_outcome(task) for task in tasks))
+
+
+def _blocks(ids: Iterable[bytes]) -> list[tuple[int, bytes]]:
+    """The ids of each slot as one block."""
+    slots: dict[int, list[bytes]] = {}
+    for task_id in ids:
+        slots.setdefault(slot_of_id(task_id), []).append(task_id)
+    return [(slot, b"".join(block)) for slot, block in slots.items()]
 
 
 def _outcome(task: Task | None) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import attrs
+
 from taskq.core import messages as m
 from taskq.core.access import READ, refusal
+from taskq.core.attempt import lacks_texts, with_texts
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
 from taskq.core.enqueue import Known, error_of
@@ -29,18 +32,25 @@ def decide_get(book: Book, command: Command, now_ms: int, known: Known | None) -
     if message.wait_ms and task.state not in FINAL:
         book.wait(message.id, command, now_ms + min(message.wait_ms, WAIT_MS_MAX))
         return [], None
-    return [], shown(book, task, now_ms)
+    return [], shown(book, command, task, now_ms, known)
 
 
 def answer_waiters(book: Book, task: Task, now_ms: int) -> None:
     """The task is final: whoever waits for it is told."""
     for command in book.waiters.pop(task.id, ()):
-        book.effects.reply(command, shown(book, task, now_ms))
+        book.answer(command, shown(book, command, task, now_ms, None))
         book.dead_timers += 1
 
 
-def shown(book: Book, task: Task, now_ms: int) -> m.TaskInfo:
+def shown(book: Book, command: Command, task: Task, now_ms: int, known: Known | None) -> m.TaskInfo | FindLoad:
+    """The task, or the question to the store that has the texts of its attempts."""
     info = describe(task)
+    if lacks_texts(task.history):
+        if known is None:
+            return FindLoad((task.id,), (), command)
+        stored = known.get(task.id)
+        history = with_texts(task.history, stored.history if stored is not None else ())
+        info = describe(attrs.evolve(task, history=history))
     info["blocker"] = blocker(book, task, now_ms)
     return m.TaskInfo([task.payload, task.result], info)
 

@@ -252,7 +252,7 @@ class Ack:
 @attrs.define
 class Fail:
     """Attempts failed.  `dispositions`: 0 retry by the task's policy, 1 discard (dead letter now), 2 retry after `delays_ms`.  `errors` are texts
-    for people, cut at 16 KiB.  All lists are columns.  Answer: Reported."""
+    for people, cut at 16 KiB of UTF-8.  All lists are columns.  Answer: Reported."""
 
     ids: bytes
     tokens: bytes

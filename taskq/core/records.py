@@ -69,7 +69,8 @@ class Completed:
 @attrs.define
 class Ended:
     """Runs ended without a result.  `outcomes` (failed, crashed, interrupted, snoozed, cancelled, undelivered) says what is counted, `states` where
-    each task goes; `dues_ms` for timed states.  A task that becomes pending again keeps its position: it goes to the front."""
+    each task goes; `dues_ms` for timed states.  A task that becomes pending again keeps its position: it goes to the front.  `error_types` and
+    `errors` are columns; journals of 0.1.0 have an entry for each task."""
 
     slot: int
     now_ms: int

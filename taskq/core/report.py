@@ -6,12 +6,13 @@ The worker says what happened, the policy of the task decides what comes next.  
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 from taskq.core import messages as m
+from taskq.core.attempt import ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, cut
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
 from taskq.core.enqueue import HORIZON_MS, TASKS_MAX, Known, error_of
@@ -20,10 +21,10 @@ from taskq.core.records import Completed, Ended, column
 from taskq.core.retry import backoff_ms
 from taskq.core.task import CANCELLED, COMPLETED, FAILED, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
-from taskq.ids import ID_BYTES, TOKEN_BYTES, slot_of_id, split
+from taskq.ids import ID_BYTES, TOKEN_BYTES, of_one_slot, slot_of_id, split
 
-ERROR_CHARS_MAX = 16_384
-ERROR_TYPE_CHARS_MAX = 256
+# a text that counts for all tasks of a report is kept with each of them: no more in all than a frame of single texts could bring
+REPORT_TEXT_BYTES_MAX = 4 << 20
 # the final states that a report can have brought about
 BROUGHT: dict[type, frozenset[int]] = {
     m.Ack: frozenset({COMPLETED}),
@@ -49,15 +50,24 @@ def decide_ack(book: Book, command: Command, now_ms: int, known: Known | None) -
         return [], checked
     tasks, outcomes = checked
     reply = m.Reported(bytes(outcomes))
-    if len(tasks) == len(outcomes):
+    if len(tasks) == len(outcomes) and of_one_slot(message.ids):
         return [Completed(message.payloads, slot_of_id(message.ids), now_ms, message.ids, message.encodings)], reply
-    if not tasks:
-        return [], reply
-    chosen = [at for at, _ in tasks]
     encodings = column(message.encodings, len(outcomes))
-    ids = b"".join(task.id for _, task in tasks)
-    payloads = [message.payloads[at] for at in chosen]
-    return [Completed(payloads, slot_of_id(ids), now_ms, ids, [encodings[at] for at in chosen])], reply
+    return [_completed(message.payloads, encodings, rows, now_ms) for rows in by_slot(tasks)], reply
+
+
+def _completed(payloads: list[m.Payload], encodings: Sequence[int], rows: list[tuple[int, Task]], now_ms: int) -> Completed:
+    """The record for these tasks of one slot, each with its place in the report."""
+    ids = b"".join([task.id for _, task in rows])
+    return Completed([payloads[at] for at, _ in rows], slot_of_id(ids), now_ms, ids, [encodings[at] for at, _ in rows])
+
+
+def by_slot(tasks: Iterable[tuple[int, Task]]) -> list[list[tuple[int, Task]]]:
+    """Tasks, each with its place in a request, as the records need them: those of each slot in a list."""
+    slots: dict[int, list[tuple[int, Task]]] = {}
+    for row in tasks:
+        slots.setdefault(slot_of_id(row[1].id), []).append(row)
+    return list(slots.values())
 
 
 def decide_fail(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
@@ -67,7 +77,8 @@ def decide_fail(book: Book, command: Command, now_ms: int, known: Known | None) 
     if refusal is not None:
         return [], error_of(refusal)
     dispositions, delays_ms = column(message.dispositions, count), column(message.delays_ms, count)
-    types, errors = column(message.error_types, count), column(message.errors, count)
+    types = column(message.error_types, count)
+    errors = column(_bounded(message), count)
 
     def end(task: Task, at: int) -> End:
         if task.cancel_requested:
@@ -111,12 +122,19 @@ def _end(
     if isinstance(checked, FindLoad):
         return [], checked
     tasks, outcomes = checked
-    records = [ended([(task, end(task, at), error(at)) for at, task in tasks], now_ms)] if tasks else []
+    records = [ended([(task, end(task, at), error(at)) for at, task in rows], now_ms) for rows in by_slot(tasks)]
     return records, m.Reported(bytes(outcomes))
 
 
+def _bounded(message: m.Fail) -> list[str]:
+    """The texts of a report.  One that counts for all its tasks is the shorter the more tasks there are."""
+    if len(message.errors) > 1:
+        return message.errors
+    return [cut(text, REPORT_TEXT_BYTES_MAX * ID_BYTES // len(message.ids)) for text in message.errors]
+
+
 def ended(rows: list[tuple[Task, End, tuple[str, str]]], now_ms: int) -> Ended:
-    """The record for runs of one slot that end without a result."""
+    """The record for runs of one slot that end without a result.  What is the same for all of them is in it once."""
     ids = b"".join(task.id for task, _, _ in rows)
     return Ended(
         slot=slot_of_id(ids),
@@ -125,9 +143,16 @@ def ended(rows: list[tuple[Task, End, tuple[str, str]]], now_ms: int) -> Ended:
         outcomes=[end[0] for _, end, _ in rows],
         states=[end[1] for _, end, _ in rows],
         dues_ms=[end[2] for _, end, _ in rows],
-        error_types=[error[0][:ERROR_TYPE_CHARS_MAX] for _, _, error in rows],
-        errors=[error[1][:ERROR_CHARS_MAX] for _, _, error in rows],
+        error_types=_texts([error[0] for _, _, error in rows], ERROR_TYPE_BYTES_MAX),
+        errors=_texts([error[1] for _, _, error in rows], ERROR_BYTES_MAX),
     )
+
+
+def _texts(texts: list[str], bytes_max: int) -> list[str]:
+    """The column of these texts, each cut where it is too long."""
+    if texts.count(texts[0]) == len(texts):
+        texts = texts[:1]
+    return [cut(text, bytes_max) for text in texts]
 
 
 def _misshapen(message: Any, count: int, columns: tuple[str, ...]) -> Answer | None:
@@ -191,7 +216,8 @@ def evolve_completed(book: Book, record: Completed) -> None:
 
 def evolve_ended(book: Book, record: Ended) -> None:
     ids = split(record.ids, ID_BYTES)
-    rows = zip(ids, record.outcomes, record.states, record.dues_ms, record.error_types, record.errors, strict=True)
+    error_types, errors = column(record.error_types, len(ids)), column(record.errors, len(ids))
+    rows = zip(ids, record.outcomes, record.states, record.dues_ms, error_types, errors, strict=True)
     for task_id, outcome, state, due_ms, error_type, error in rows:
         task = book.tasks[task_id]
         book.touch(task)

@@ -1,6 +1,6 @@
 """The ring: which shard owns a slot, and how a request is cut into pieces for the shards and its answers are put together again.
 
-A request goes to one shard if it can; a request over several slots is cut by slot, one over all sessions' leases goes to every shard.
+A request goes to one shard if it can; one about tasks of several shards is cut by shard, one over all sessions' leases goes to every shard.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import attrs
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.records import column
-from taskq.ids import ID_BYTES, SLOTS, TOKEN_BYTES, slot_of_id, slot_of_queue, split
+from taskq.ids import ID_BYTES, SLOTS, TOKEN_BYTES, of_one_slot, slot_of_id, slot_of_queue, split
 
 # a piece: the shard, the message for it, and the indexes of its tasks in the request (None: all)
 Piece = tuple[int, Any, list[int] | None]
@@ -50,17 +50,19 @@ def _to_all(ring: Ring, message: Any) -> list[Piece]:
 
 
 def _by_ids(ring: Ring, message: Any) -> list[Piece]:
-    """One piece a slot.  Nearly always all ids have the same slot, which their bytes 6 and 7 tell at once."""
+    """One piece a shard, so that what a request costs does not depend on how its ids are mixed.  Nearly always all have the same slot."""
     ids = message.ids
     if len(ids) < ID_BYTES or _is_misshapen(message):
         return [(0, message, None)]
-    if len(set(ids[7::ID_BYTES])) <= 1 and len({byte & 0x0F for byte in ids[6::ID_BYTES]}) <= 1:
+    if ring.shards == 1 or of_one_slot(ids):
         return [(ring.of_id(ids), message, None)]
     chosen: dict[int, list[int]] = {}
     for at, task_id in enumerate(split(ids, ID_BYTES)):
-        chosen.setdefault(slot_of_id(task_id), []).append(at)
+        chosen.setdefault(ring.of_id(task_id), []).append(at)
+    if len(chosen) == 1:
+        return [(shard, message, None) for shard in chosen]
     columns = _columns(message)
-    return [(ring.of_slot(slot), _chosen(message, columns, at), at) for slot, at in chosen.items()]
+    return [(shard, _chosen(message, columns, at), at) for shard, at in chosen.items()]
 
 
 def _is_misshapen(message: Any) -> bool:

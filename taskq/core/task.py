@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from taskq.core.attempt import HISTORY_MAX, Attempt, History
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK, Payload
 
 SCHEDULED, WAITING, PENDING, RUNNING, RETRYING, COMPLETED, FAILED, CANCELLED, EXPIRED = range(9)
@@ -29,7 +30,6 @@ NEXT: dict[int, frozenset[int]] = {
     EXPIRED: frozenset(),
 }
 
-HISTORY_MAX = 20
 CRASHES_MAX = 3
 # a task with so many crashes runs alone: the next one would make it a dead letter, and must be its own
 CRASHES_ALONE = CRASHES_MAX - 1
@@ -52,19 +52,6 @@ class Options:
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     timeout_ms: int = 0
     retry: tuple[int, float, int] = DEFAULT_RETRY
-
-
-@attrs.frozen
-class Attempt:
-    """One run: `outcome` is completed, failed, crashed, interrupted, snoozed, cancelled or undelivered; times are Unix milliseconds."""
-
-    number: int
-    worker: str
-    started_ms: int
-    ended_ms: int
-    outcome: str
-    error_type: str = ""
-    error: str = ""
 
 
 @attrs.define(eq=False)
@@ -96,7 +83,7 @@ class Task:
     result: Payload = b""
     result_encoding: int = MSGPACK
     last_token: int = 0
-    history: tuple[Attempt, ...] = ()
+    history: History = ()
     stored: bool = False
     dirty: int = CLEAN
     hot: bool = False
@@ -137,7 +124,8 @@ def parked(payload: Payload) -> Payload:
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """The task's fields by name, as TaskInfo, HTTP and the command line show them.  Times are Unix milliseconds, 0 if not reached."""
+    """The task's fields by name, as TaskInfo, HTTP and the command line show them.  Times are Unix milliseconds, 0 if not reached.  Its history
+    has all its texts."""
     options = task.options
     return {
         "id": task.id.hex(),
@@ -164,7 +152,7 @@ def describe(task: Task) -> dict[str, Any]:
     }
 
 
-def attempts(task: Task) -> tuple[Attempt, ...]:
+def attempts(task: Task) -> History:
     """The runs so far.  A success is not kept as an attempt of its own: it stands in the task's fields."""
     if task.state == COMPLETED:
         return (*task.history, Attempt(task.attempts, task.worker, task.started_ms, task.finished_ms, "completed"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskq.core import effects as fx
+from taskq.core.attempt import lean
 from taskq.core.book import Book, Decision
 from taskq.core.task import CLEAN, FAILED, FINAL, PENDING, TIMED
 
@@ -37,11 +38,15 @@ def decide_forgotten(book: Book, command: fx.Command, now_ms: int, known: object
 
 def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
     """The store has these tasks: the final and the cold ones leave memory, unless they changed meanwhile:
-    then they are dirty, or with a newer flush that is not committed yet."""
+    then they are dirty, or with a newer flush that is not committed yet.  Of those that stay it has the texts of their errors."""
     message: fx.Flushed = command.message
     newer = book.end_flush(message.flush)
     for task in message.tasks:
-        if task.dirty == CLEAN and task not in newer and (task.state in FINAL or (task.state in COLD and not task.hot)):
+        if task.dirty != CLEAN or task in newer:
+            continue
+        if task.state in FINAL or (task.state in COLD and not task.hot):
             book.forget(task)
+        elif task.history:
+            task.history = lean(task.history)
     book.forget_queues({task.queue for task in message.tasks})
     return [], None

@@ -15,6 +15,7 @@ Row: TypeAlias = tuple[Any, ...]
 # seq is the row key; `position` orders a line; `meta` is everything else, as bytes that only rows.py understands
 # blobs (id, payload, result, meta) may be given as any contiguous buffer and come back as bytes
 COLUMNS = ("seq", "id", "queue", "task_type", "state", "priority", "position", "due_ms", "finished_ms", "key", "payload", "result", "meta")
+META_COLUMN = COLUMNS.index("meta")
 
 # the named integers that `prune` raises to the highest id time it deleted, in its own transaction: of ids up to `ids_until_ms`, and of those ahead
 PRUNED_ID_MS, AHEAD_ID_MS = "pruned_id_ms", "ahead_id_ms"
@@ -34,12 +35,13 @@ class Capabilities:
 class WriteBatch:
     """One transaction.  `meta` replaces named integers (applied_lsn, next_seq, epoch …).  `put`: insert or replace rows of live tasks and dead
     letters, by seq.  `delete`: seqs that leave them.  `finish`: append to the finished tasks, in this order.  A seq is in one list only,
-    but a finished seq may also be in `delete`."""
+    but a finished seq may also be in `delete`.  `texts`: the histories, by seq, of rows that get their texts in the transaction (texts.py)."""
 
     meta: dict[str, int] = attrs.field(factory=dict)
     put: list[Row] = attrs.field(factory=list)
     delete: list[int] = attrs.field(factory=list)
     finish: list[Row] = attrs.field(factory=list)
+    texts: dict[int, Sequence[Any]] = attrs.field(factory=dict)
 
     def __len__(self) -> int:
         return len(self.put) + len(self.delete) + len(self.finish)
@@ -98,11 +100,12 @@ class Store(Protocol):
         ...
 
     async def line(self, queue: str, priority: int, task_type: str, state: int, after_position: int, limit: int) -> list[Row]:
-        """Live rows of one line, position > after_position, by position, at most `limit`."""
+        """Live rows of one line, position > after_position, by position, at most `limit`; long texts of errors may be left out (texts.py)."""
         ...
 
     async def due(self, after_ms: int, after_seq: int, limit: int) -> list[Row]:
-        """Live rows in the states scheduled and retrying with (due_ms, seq) > (after_ms, after_seq), in this order, at most `limit`."""
+        """Live rows in the states scheduled and retrying with (due_ms, seq) > (after_ms, after_seq), in this order, at most
+        `limit`; long texts of errors may be left out."""
         ...
 
     async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:

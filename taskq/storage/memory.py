@@ -13,7 +13,8 @@ from itertools import takewhile
 import attrs
 
 from taskq.ids import ms_of_id
-from taskq.storage.base import AHEAD_ID_MS, COLUMNS, PRUNED_ID_MS, Capabilities, Count, JournalBatch, Pruned, Retention, Row, WriteBatch
+from taskq.storage.base import AHEAD_ID_MS, COLUMNS, META_COLUMN, PRUNED_ID_MS, Capabilities, Count, JournalBatch, Pruned, Retention, Row, WriteBatch
+from taskq.storage.texts import completed
 
 SEQ, ID, QUEUE, TASK_TYPE, STATE, PRIORITY, POSITION, DUE_MS, FINISHED_MS, KEY = range(10)
 # states as in core/task.py: scheduled and retrying, and of a dead letter
@@ -79,11 +80,16 @@ class MemoryStore:
         put, finish = _own(batch.put), _own(batch.finish)
         _check(put + finish)
         contents = self.contents
+        put, finish = ([self._completed(row, batch) for row in rows] for rows in (put, finish))
         contents.meta.update(batch.meta)
         for seq in batch.delete:
             contents.tasks.pop(seq, None)
         contents.tasks.update((row[SEQ], row) for row in put)
         contents.finished.extend(finish)
+
+    def _completed(self, row: Row, batch: WriteBatch) -> Row:
+        history, before = batch.texts.get(row[SEQ]), self.contents.tasks.get(row[SEQ])
+        return row if history is None else completed(row, history, None if before is None else before[META_COLUMN])
 
     async def prune(self, retention: Retention) -> Pruned:
         contents = self.contents

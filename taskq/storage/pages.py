@@ -37,16 +37,16 @@ def page(where: str) -> str:
     return f"SELECT {', '.join(_aggregates())} FROM (SELECT *, {_BYTES} <= {LARGE_BYTES} AS small FROM tasks {where})"
 
 
-def read_page(connection: sqlite3.Connection, statement: str, arguments: Sequence[Any]) -> list[Row]:
-    """The rows of the page, in no order that is promised, with their seals.  Raises BrokenSeal if they are not even rows."""
+def read_page(connection: sqlite3.Connection, statement: str, arguments: Sequence[Any]) -> Iterator[Row]:
+    """The rows of the page, in no order that is promised, with their seals, large ones one by one.  Raises BrokenSeal if they are not even rows."""
     *columns, large = connection.execute(statement, arguments).fetchone()
     try:
         rows = [] if columns[0] is None else _rows(columns)
     except (ValueError, TypeError):
         raise BrokenSeal("a row of table tasks is not as it was written") from None
+    yield from rows
     for seq in [] if large is None else _numbers(large):
-        rows += connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks WHERE seq = ?", (seq,))
-    return rows
+        yield from connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks WHERE seq = ?", (seq,))
 
 
 def _rows(columns: Sequence[Any]) -> list[Row]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 
 from taskq.core import records as r
+from taskq.core.attempt import lean
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
-from taskq.core.line import Budget, Line
+from taskq.core.line import TASK_BYTES, Budget, Line
 from taskq.core.queue import Queue
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
@@ -155,7 +155,7 @@ class Replay:
         self.epoch = max(self.epoch, batch.epoch)
         for lsn, data in enumerate(batch.records, batch.first_lsn):
             opened = _opened(data, lsn)
-            self._stretch.add(opened, len(data))
+            self._stretch.add(opened, len(data) + await self._adopt_missing(opened))
             self.next_seq, self.lsn = max(self.next_seq, _following_seq(opened)), lsn
         self.replayed += len(batch.records)
         # the longer a stretch, the more tasks come and go in it; those that are left out take no memory
@@ -170,7 +170,6 @@ class Replay:
     async def _flush(self, meta: dict[str, int]) -> None:
         stretch, self._stretch = self._stretch, Stretch()
         for record in stretch.without(self._left_out(stretch)):
-            await self._adopt_missing(record)
             self._shard.replay(record)
         meta = {"applied_lsn": self.lsn, REPLAYED_LSN: self.lsn, "next_seq": self.next_seq, **meta}
         marks = {PRUNED_ID_MS: self.pruned_id_ms, AHEAD_ID_MS: self.ahead_id_ms}
@@ -188,14 +187,17 @@ class Replay:
             self.ahead_id_ms = max([self.ahead_id_ms, *(ms for ms in times_ms if ms > self._ids_until_ms)])
         return left_out
 
-    async def _adopt_missing(self, record: Any) -> None:
-        if type(record) is r.Admitted:
-            return
-        tasks = self._shard.tasks
-        missing = [task_id for task_id in split(record.ids, ID_BYTES) if task_id not in tasks]
-        if missing:
-            for row in await self._store.find(missing, []):
-                self._shard.adopt(task_of(row))
+    async def _adopt_missing(self, opened: Opened) -> int:
+        """Have the tasks at hand that the record names and the store knows; how many bytes they are.  They count for the length of the stretch, since
+        a record that names a task takes a hundredth of the memory that the task does."""
+        if opened.cls is r.Admitted:
+            return 0
+        known, admitted = self._shard.tasks, self._stretch.admitted
+        missing = [task_id for task_id in split(opened.get("ids"), ID_BYTES) if task_id not in known and task_id not in admitted]
+        tasks = [task_of(row) for row in await self._store.find(missing, [])] if missing else []
+        for task in tasks:
+            self._shard.adopt(task)
+        return sum([TASK_BYTES + len(task.payload) for task in tasks])
 
 
 def _opened(data: memoryview, lsn: int) -> Opened:
@@ -211,7 +213,7 @@ def _successor(shard: Shard) -> Shard:
     live = [task for task in shard.tasks.values() if task.state not in FINAL and type(task.payload) is bytes]
     if len(live) <= FLUSH_TASKS:
         for task in live:
-            task.hot = False
+            task.hot, task.history = False, lean(task.history)
             fresh.adopt(task)
     return fresh
 

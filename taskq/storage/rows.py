@@ -19,7 +19,8 @@ import attrs
 import msgpack
 
 from taskq.core import records as r
-from taskq.core.task import CLEAN, COPY_BYTES_MAX, FAILED, FINAL, Attempt, Options, Task
+from taskq.core.attempt import Attempt, lean
+from taskq.core.task import CLEAN, COPY_BYTES_MAX, FAILED, FINAL, Options, Task
 from taskq.ids import SLOTS
 from taskq.storage.base import Row, WriteBatch
 
@@ -52,7 +53,7 @@ META = (
 
 
 def row_of(task: Task) -> Row:
-    """The row of a task as it is now."""
+    """The row of a task as it is now, but for the long texts of its errors; see texts.py."""
     options = task.options
     meta = (
         options.encoding,
@@ -71,7 +72,7 @@ def row_of(task: Task) -> Row:
         task.started_ms,
         task.result_encoding,
         task.last_token,
-        [attrs.astuple(attempt) for attempt in task.history] if task.history else (),
+        [attempt.fields() for attempt in lean(task.history)] if task.history else (),
     )
     return (
         task.seq,
@@ -90,11 +91,12 @@ def row_of(task: Task) -> Row:
     )
 
 
-def task_of(row: Row) -> Task:
-    """The task that a row describes."""
+def task_of(row: Row, *, whole: bool = False) -> Task:
+    """The task that a row describes, with the long texts of its errors if it is to be `whole`."""
     seq, task_id, queue, task_type, state, priority, position, due_ms, finished_ms, key, payload, result, packed = row
     meta = dict(zip(META, msgpack.unpackb(packed, use_list=False), strict=False))
     base_ms, factor, cap_ms = meta["retry"]
+    history = tuple([Attempt(*attempt) for attempt in meta["history"]])
     options = Options(task_type, meta["encoding"], priority, meta["max_attempts"], meta["timeout_ms"], (base_ms, factor, cap_ms))
     return Task(
         id=bytes(task_id),
@@ -120,7 +122,7 @@ def task_of(row: Row) -> Task:
         result=result,
         result_encoding=meta["result_encoding"],
         last_token=meta["last_token"],
-        history=tuple(Attempt(*attempt) for attempt in meta["history"]),
+        history=history if whole else lean(history),
         stored=True,
     )
 
@@ -141,6 +143,8 @@ def batch_of(tasks: Iterable[Task], meta: dict[str, int]) -> WriteBatch:
 def add(batch: WriteBatch, task: Task) -> None:
     """Make the row of a task that a flush has taken; it is noted on the task that the store has it."""
     task.dirty = CLEAN
+    if task.history and not all(attempt.error is not None and attempt.is_lean for attempt in task.history):
+        batch.texts[task.seq] = task.history
     if not is_archived(task):
         batch.put.append(row_of(task))
         task.stored = True

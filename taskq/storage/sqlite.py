@@ -34,9 +34,11 @@ from taskq.storage.blobs import insert_huge
 from taskq.storage.chunks import chunks, runs
 from taskq.storage.counts import Changes, check_counts, count_all, read_counts
 from taskq.storage.folder import open_own
+from taskq.storage.metas import with_texts
 from taskq.storage.pages import page, read_page
 from taskq.storage.schema import APPLICATION_ID, FORMAT, SCHEMA, UPGRADES
 from taskq.storage.seal import BrokenSeal, Pack, seal_of_finished, seal_of_live, seal_of_number, unsealed_finished, unsealed_live
+from taskq.storage.texts import without_texts
 
 T = TypeVar("T")
 
@@ -190,22 +192,24 @@ def _transact(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection
 def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> None:
     execute = connection.execute
     changes = Changes(connection)
-    for seqs in chunks(sorted(batch.delete)):
-        changes.go(seqs)
-        execute(_delete_tasks(len(seqs)), seqs)
     for rows, huge in runs(sorted(batch.put, key=itemgetter(0))):
         changes.come(rows)
+        rows = with_texts(connection, rows, batch)
         values = [value for row in rows for value in _bind_live(row, pack)]
         if huge:
             insert_huge(connection, "tasks", _insert_tasks(1), values, HUGE_LIVE, rows[0][0])
         else:
             execute(_insert_tasks(len(rows)), values)
     for rows, huge in runs(batch.finish):
+        rows = with_texts(connection, rows, batch)
         width, values = _bind_finished(rows, pack)
         if huge:
             insert_huge(connection, "finished", _insert_finished(width, 1), values, HUGE_FINISHED)
         else:
             execute(_insert_finished(width, len(rows)), values)
+    for seqs in chunks(sorted(batch.delete)):
+        changes.go(seqs)
+        execute(_delete_tasks(len(seqs)), seqs)
     changes.write()
     for numbers in chunks(list(batch.meta.items())):
         _set_meta(connection, numbers)
@@ -267,18 +271,22 @@ def _load(connection: sqlite3.Connection, pack: Pack, states: Sequence[int], aft
 
 def _line(connection: sqlite3.Connection, pack: Pack, state: int, wanted: Sequence[Any]) -> list[Row]:
     statement = LINE_PENDING if state == PENDING else LINE_OTHER
-    rows = read_page(connection, statement, (state, *wanted))
+    rows = [without_texts(unsealed_live(row, pack)) for row in read_page(connection, statement, (state, *wanted))]
     rows.sort(key=itemgetter(POSITION, SEQ))
-    return [unsealed_live(row, pack) for row in rows]
+    return rows
 
 
 def _due(connection: sqlite3.Connection, pack: Pack, after_ms: int, after_seq: int, limit: int) -> list[Row]:
     """In two steps, since SQLite does not look up a pair in an index whose second part is the rowid."""
-    rows = read_page(connection, DUE_THEN, (after_ms, after_seq, limit))
+
+    def read(statement: str, *arguments: int) -> list[Row]:
+        return [without_texts(unsealed_live(row, pack)) for row in read_page(connection, statement, arguments)]
+
+    rows = read(DUE_THEN, after_ms, after_seq, limit)
     if len(rows) < limit:
-        rows += read_page(connection, DUE_LATER, (after_ms, limit - len(rows)))
+        rows += read(DUE_LATER, after_ms, limit - len(rows))
     rows.sort(key=itemgetter(DUE_MS, SEQ))
-    return [unsealed_live(row, pack) for row in rows]
+    return rows
 
 
 def _find(connection: sqlite3.Connection, pack: Pack, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:

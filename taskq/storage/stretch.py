@@ -26,11 +26,13 @@ _FIELDS: dict[type, tuple[str, ...]] = {cls: tuple(field.name for field in attrs
 
 @attrs.define
 class Stretch:
-    """`changes`: how often a task is named.  `completed`: how many of them complete one.  `size`: the bytes of the records."""
+    """`changes`: how often a task is named.  `completed`: how many of them complete one.  `size`: the bytes of the records, and of the tasks from the
+    store that they name.  `admitted`: the tasks that come in it."""
 
     changes: int = 0
     completed: int = 0
     size: int = 0
+    admitted: set[bytes] = attrs.field(factory=set)
     _records: list[tuple[Opened, list[bytes]]] = attrs.field(factory=list)
 
     def add(self, opened: Opened, size: int) -> None:
@@ -40,10 +42,12 @@ class Stretch:
         self.size += size
         if opened.cls is r.Completed:
             self.completed += len(ids)
+        elif opened.cls is r.Admitted:
+            self.admitted.update(ids)
 
     def passing(self) -> frozenset[bytes]:
         """The tasks that come and complete within this stretch."""
-        return frozenset(self._named(r.Completed)).intersection(self._named(r.Admitted))
+        return frozenset(self._named(r.Completed)).intersection(self.admitted)
 
     def _named(self, kind: type) -> Iterator[bytes]:
         return chain.from_iterable(ids for opened, ids in self._records if opened.cls is kind)

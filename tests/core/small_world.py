@@ -126,7 +126,9 @@ class World:
         for index, each in loads:
             if isinstance(each, fx.FindLoad):
                 rows = at_once(self.store.find(each.ids, each.keys))
-                self.mail.append((index, fx.Command(0, 0, fx.Found(each.parked, [task_of(row) for row in rows]))))
+                self.mail.append(
+                    (index, fx.Command(0, 0, fx.Found(each.parked, [task_of(row, whole=type(each.parked.message) is m.Get) for row in rows])))
+                )
             else:
                 self.mail.append((index, fx.Command(0, 0, fx.LineLoaded(each, [task_of(row) for row in self._line(each)]))))
 

@@ -45,6 +45,42 @@ def test_a_finished_task_is_shown_from_the_store(world: World) -> None:
         assert (told.payloads, told.info["state"]) == ([b"question", b"answer"], "completed")
 
 
+def texts_told(world: World, task_id: bytes, wait_ms: int = 0) -> list[str]:
+    return [attempt["error"] for attempt in world.client.ask(m.Get(task_id, wait_ms)).info["attempts"] if attempt["outcome"] != "running"]
+
+
+def test_texts_of_errors_leave_memory_with_the_flush_and_are_shown_from_the_store(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=10)
+    [task_id] = world.enqueue(b"x")
+    told: list[str] = []
+    for n in range(4):
+        told.append(f"{n} " + "e" * 1_000)
+        worker.fail(worker.jobs[-1], how=m.RETRY_AFTER, after_ms=1, error=told[-1])
+        assert texts_told(world, task_id) == told
+        world.flushed()
+        assert all(attempt.error is None for attempt in world.shard.tasks[task_id].history)
+        assert texts_told(world, task_id) == told
+        world.tick(1)
+    seq = waiting(world, task_id)
+    worker.fail(worker.jobs[-1], how=m.DISCARD, error="the last")
+    world.run()
+    assert [attempt["error"] for attempt in world.client.answers.pop(seq).info["attempts"]] == [*told, "the last"]
+    world.flushed()
+    assert not world.in_memory(task_id)
+    assert texts_told(world, task_id, 30_000) == [*told, "the last"]
+
+
+def test_the_texts_of_a_completed_task_are_all_there(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=10)
+    [task_id] = world.enqueue(b"x")
+    worker.fail(worker.jobs[-1], how=m.RETRY_AFTER, after_ms=1, error="e" * 500)
+    world.flushed()
+    world.tick(1)
+    worker.ack(worker.jobs[-1])
+    world.flushed()
+    assert texts_told(world, task_id) == ["e" * 500, ""]
+
+
 def test_a_wait_is_answered_when_the_task_completes(world: World) -> None:
     worker = Worker(world, "w1", "email", credit=1)
     [task_id] = world.enqueue(b"x")

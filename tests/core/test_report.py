@@ -6,9 +6,11 @@ import pytest
 from small_world import Job, Worker, World, enqueue_of
 
 from taskq.core import messages as m
-from taskq.core.report import ERROR_CHARS_MAX, ERROR_TYPE_CHARS_MAX
+from taskq.core.attempt import ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX
+from taskq.core.records import Ended
 from taskq.core.task import CANCELLED, COMPLETED, FAILED, PENDING, RETRYING, RUNNING, SCHEDULED
-from taskq.ids import split
+from taskq.ids import slot_of_id, split
+from taskq.storage.rows import decode_record, encode_record
 
 OK, LOST = bytes([m.REPORT_OK]), bytes([m.REPORT_LEASE_LOST])
 
@@ -191,7 +193,53 @@ def test_error_texts_are_cut(world: World, worker: Worker) -> None:
     job = running(world, worker)
     worker.ask(m.Fail(job.id, job.token, [m.RETRY], [0], ["T" * 1_000], ["e" * 50_000]))
     [attempt] = world.task(job.id).history
-    assert (len(attempt.error_type), len(attempt.error)) == (ERROR_TYPE_CHARS_MAX, ERROR_CHARS_MAX)
+    assert (len(attempt.error_type), len(attempt.error or "")) == (ERROR_TYPE_BYTES_MAX, ERROR_BYTES_MAX)
+
+
+def test_error_texts_are_cut_by_their_bytes(world: World, worker: Worker) -> None:
+    job = running(world, worker)
+    worker.ask(m.Fail(job.id, job.token, [m.RETRY], [0], ["\U0001f600" * 300], ["\U0001f600" * 16_384]))
+    [attempt] = world.task(job.id).history
+    assert (len(attempt.error_type.encode()), len((attempt.error or "").encode())) == (ERROR_TYPE_BYTES_MAX, ERROR_BYTES_MAX)
+
+
+def running_in(world: World, queues: list[str], each: int) -> Worker:
+    """A worker that has so many tasks of each queue."""
+    worker = Worker(world, "w1", *queues, credit=1_000)
+    for queue in queues:
+        world.enqueue(*[b""] * each, queue=queue)
+    return worker
+
+
+def fail_all(worker: Worker, text: str) -> list[Ended]:
+    ids, tokens = b"".join(job.id for job in worker.jobs), b"".join(job.token for job in worker.jobs)
+    worker.ask(m.Fail(ids, tokens, [m.RETRY], [0], ["E"], [text]))
+    return [record for record in worker.world.records if type(record) is Ended]
+
+
+def test_one_text_for_a_thousand_tasks_is_in_the_journal_once_and_in_memory_once(world: World) -> None:
+    worker = running_in(world, ["email"], 1_000)
+    [record] = fail_all(worker, "e" * 160_000)
+    assert (record.errors, record.error_types) == (["e" * 4_194], ["E"])
+    assert sum(map(len, encode_record(record))) < 100_000
+    texts = {id(task.history[0].error) for task in world.shard.tasks.values()}
+    assert len(world.shard.tasks) == 1_000 and len(texts) == 1
+
+
+@pytest.mark.parametrize(("slots", "bytes_each"), [(1, 16_384), (256, 16_384), (512, 8_192), (1_000, 4_194)])
+def test_one_text_for_tasks_of_many_queues_takes_no_more_in_the_journal_than_a_frame(world: World, slots: int, bytes_each: int) -> None:
+    records = fail_all(running_in(world, [f"queue{number * 7}" for number in range(slots)], 1), "e" * 20_000)
+    assert len({record.slot for record in records}) == len(records) > slots * 0.85
+    assert {len(record.errors[0]) for record in records} == {bytes_each}
+    assert sum(len(record.errors[0]) for record in records) <= 4 << 20
+
+
+def test_a_record_of_an_older_journal_has_a_text_for_each_task(world: World) -> None:
+    worker = running_in(world, ["email"], 2)
+    ids = b"".join(job.id for job in worker.jobs)
+    old = Ended(slot_of_id(ids), 5, ids, ["failed"] * 2, [RETRYING] * 2, [9, 9], ["A", "B"], ["a", "b"])
+    world.shard.replay(decode_record(memoryview(b"".join(encode_record(old)))))
+    assert [(task.history[0].error_type, task.history[0].error) for task in world.shard.tasks.values()] == [("A", "a"), ("B", "b")]
 
 
 # ---- release ---------------------------------------------------------------------------------------------------------------------------

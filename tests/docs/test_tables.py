@@ -24,15 +24,16 @@ from taskq.config import FRAME_ROOM_BYTES, KIB, MIB, BrokerConfig, settings_of, 
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.admission import LATE_MS
+from taskq.core.attempt import ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, HISTORY_MAX, TEXTS_BYTES_MAX
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, NAME_RULE, TASKS_MAX
 from taskq.core.grant import blocker
 from taskq.core.line import LINE_HOT_MIN, Budget
 from taskq.core.lookup import WAIT_MS_MAX
-from taskq.core.report import COUNTERS, ERROR_CHARS_MAX, ERROR_TYPE_CHARS_MAX
+from taskq.core.report import COUNTERS
 from taskq.core.shard import Shard
-from taskq.core.task import CRASHES_ALONE, CRASHES_MAX, FINAL, HISTORY_MAX, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
+from taskq.core.task import CRASHES_ALONE, CRASHES_MAX, FINAL, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
 from taskq.durations import seconds
 from taskq.gateway.http1 import HttpLimits
 from taskq.node import _tcp_limits
@@ -136,7 +137,8 @@ def test_the_limits_are_those_of_the_code() -> None:
         "max_attempts".join("``"): "1,000",
         "a delay, a timeout": f"{HORIZON_MS // 86_400_000} days",
         "attempts kept in a task's history": f"{HISTORY_MAX}",
-        "the text of an error": f"{ERROR_CHARS_MAX:,} characters",
+        "the text of an error": f"{show_bytes(ERROR_BYTES_MAX)} in UTF-8",
+        "the texts of the errors of a task": show_bytes(TEXTS_BYTES_MAX),
         "a wait over HTTP or the wire": f"{WAIT_MS_MAX // 1000}s",
         "connections": f"{config.connections_max:,} on TCP and on HTTP each",
         "connections from one other machine": f"{config.address_connections_max:,} on TCP and on HTTP each",
@@ -171,7 +173,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "free space on the disk": f"{show_bytes(FLOOR_BYTES)}, or {FLOOR_PART:.0%} of it",
         "the ballast": f"{show_bytes(BALLAST_BYTES)}, or {BALLAST_PART:.0%} of the disk",
         "a lease": show_seconds(config.lease),
-        "the type of an error": f"{ERROR_TYPE_CHARS_MAX} characters",
+        "the type of an error": f"{ERROR_TYPE_BYTES_MAX} bytes in UTF-8",
         "nesting in a request over TCP": f"{DEPTH_MAX}",
     }
     told = " ".join(row[2] for row in rows)

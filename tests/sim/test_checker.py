@@ -350,7 +350,7 @@ PLANTED: dict[Callable[[Patch], None], str] = {
     no_check_of_tokens: "was accepted, but the run is",
     lsn_from_the_journal_alone: "LSN",
     keys_are_not_looked_up: "key .* was enqueued twice",
-    cold_while_dirty: "contradicts itself|a grant of|the broker crashed|KeyError|not found|for ever|records say|twice",
+    cold_while_dirty: "contradicts itself|a grant of|a cancel of|the broker crashed|KeyError|not found|for ever|records say|twice",
     too_early: "before it was due",
     tokens_begin_anew: "does not rise",
     cancel_is_forgotten_at_expiry: "was asked to stop, its run ended",

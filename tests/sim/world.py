@@ -385,7 +385,7 @@ class World:
 
     def _check_expiry(self, node: SimNode, record: r.Ended) -> None:
         """A worker that was well and connected loses no lease for want of a sign of life."""
-        for task_id, outcome, error in zip(split(record.ids, 16), record.outcomes, record.errors, strict=True):
+        for task_id, outcome, error in zip(split(record.ids, 16), record.outcomes, r.column(record.errors, len(record.outcomes)), strict=True):
             if outcome != "crashed" or "nothing was heard" not in error:
                 continue
             for worker in self.workers:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from taskq.core.attempt import ERROR_BYTES_MAX, Attempt
+from taskq.core.task import Options, Task
 from taskq.ids import make_id, ms_of_id
-from taskq.storage.base import AHEAD_ID_MS, COLUMNS, PRUNED_ID_MS, Count, Pruned, Retention, Row, Store, WriteBatch
+from taskq.storage.base import AHEAD_ID_MS, COLUMNS, META_COLUMN, PRUNED_ID_MS, Count, Pruned, Retention, Row, Store, WriteBatch
 from taskq.storage.memory import Contents, MemoryStore
+from taskq.storage.rows import row_of, task_of
 from taskq.storage.sqlite import SqliteStore
 
 PENDING, RUNNING, RETRYING, COMPLETED, FAILED = 2, 3, 4, 5, 6
@@ -72,6 +75,55 @@ def seqs(rows: list[Row]) -> list[int]:
 
 async def everything(store: Store) -> list[Row]:
     return await store.load(range(9), 0, 1_000_000)
+
+
+def attempt(n: int, error: str | None = "") -> Attempt:
+    return Attempt(n, "w1", 10 * n, 10 * n + 5, "failed", "E", error)
+
+
+def failing(seq: int, *history: Attempt, finished: bool = False) -> tuple[Row, tuple[Attempt, ...]]:
+    """The row of a task that has failed, as a flush makes it, and the texts beside it."""
+    state = COMPLETED if finished else RETRYING
+    task = Task(make_id(1_000_000, 7, random.Random(seq)), seq, "email", Options("send"), b"", state, 1, history=history)
+    return row_of(task), history
+
+
+async def texts(store: Store, ids: list[bytes]) -> list[list[str | None]]:
+    return [[each.error for each in task_of(found, whole=True).history] for found in await store.find(ids, [])]
+
+
+async def test_long_texts_of_errors_come_from_beside_the_rows_and_from_the_rows_before(make: Maker, store: Store) -> None:
+    first, second = failing(1, attempt(1, "a" * 900)), failing(2, attempt(1, "b" * 900))
+    await store.commit(WriteBatch(put=[first[0], second[0]], texts={1: first[1], 2: second[1]}))
+    ids = [first[0][1], second[0][1]]
+    assert await texts(store, ids) == [["a" * 900], ["b" * 900]]
+    again = failing(1, attempt(1, None), attempt(2, "c" * 900))
+    ended = failing(2, attempt(1, None), attempt(2, "short"), finished=True)
+    await store.commit(WriteBatch(put=[again[0]], finish=[ended[0]], delete=[2], texts={1: again[1], 2: ended[1]}))
+    await store.close()
+    store = make()
+    await store.open()
+    assert await texts(store, ids) == [["a" * 900, "c" * 900], ["b" * 900, "short"]]
+    await store.close()
+
+
+async def test_the_texts_of_a_task_have_their_bound_and_the_oldest_are_cut_first(store: Store) -> None:
+    history: tuple[Attempt, ...] = ()
+    for n in range(1, 21):
+        history = (*(attempt(each.number, None) for each in history), attempt(n, f"{n:2}" + "\u00e9" * (ERROR_BYTES_MAX // 2 - 1)))
+        made, beside = failing(1, *history)
+        await store.commit(WriteBatch(put=[made], texts={1: beside}))
+    [found] = await texts(store, [made[1]])
+    assert [len((text or "").encode()) for text in found] == [0] * 18 + [ERROR_BYTES_MAX] * 2
+    assert found[19] and found[19].startswith("20")
+
+
+async def test_pages_of_tasks_come_without_their_long_texts(store: Store) -> None:
+    """Else twenty thousand of them would be six hundred megabytes."""
+    rows = [failing(seq, *(attempt(n, "e" * 1_600) for n in range(1, 21))) for seq in range(1, 101)]
+    await store.commit(WriteBatch(put=[made for made, _ in rows], texts={made[0]: beside for made, beside in rows}))
+    due = await store.due(-1, 0, 1_000)
+    assert len(due) == 100 and (isinstance(store, MemoryStore) or max(len(found[META_COLUMN]) for found in due) < 2_000)
 
 
 async def test_a_new_store_is_empty(make: Maker) -> None:

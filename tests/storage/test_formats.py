@@ -14,6 +14,8 @@ from taskq import Client
 from taskq.storage import journal, sqlite
 
 FORMATS = Path(__file__).parent / "formats"
+# the folders are older than a broker keeps finished tasks, else
+KEEP = ["--retention-completed", "36500d", "--retention-failed", "36500d"]
 STORED = sorted(FORMATS.glob("*.tar.xz"))
 
 
@@ -38,7 +40,7 @@ def test_the_formats_of_this_version_are_stored() -> None:
 def test_a_stored_data_folder_is_read_whole(archive: Path, start: Start, tmp_path: Path) -> None:
     unpack(archive, tmp_path)
     tasks = expected(archive)
-    broker = start("broker", *ON_FREE_PORTS, "--lease", "1h", "--drain", "0")
+    broker = start("broker", *ON_FREE_PORTS, "--lease", "1h", "--drain", "0", *KEEP)
     with Client(broker.wait_for(READY)["tcp"]) as client:
         for task in tasks:
             info = client.get(task["id"])

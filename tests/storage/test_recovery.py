@@ -11,7 +11,7 @@ import pytest
 
 from taskq.core import messages as m
 from taskq.core import records as r
-from taskq.core.task import CANCELLED, COMPLETED, FAILED, PENDING, RETRYING
+from taskq.core.task import CANCELLED, COMPLETED, FAILED, PENDING, RETRYING, RUNNING
 from taskq.ids import ID_BYTES, slot_of_queue, split
 from taskq.storage import recovery as module
 from taskq.storage.base import PRUNED_ID_MS, Row, WriteBatch
@@ -200,6 +200,28 @@ async def test_large_payloads_are_flushed_before_many_of_them_are_in_memory(tmp_
     assert len(states) == 30
     assert max(sum(len(row[10]) for row in batch.put) for batch in store.batches) < 150_000
     assert not any(batch.delete for batch in store.batches)
+
+
+async def test_tasks_that_a_replay_loads_from_the_store_count_for_the_length_of_a_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of a hundred bytes can name tasks of a mebibyte."""
+    monkeypatch.setattr(module, "FLUSH_BYTES", 100_000)
+    numbers, store = range(1, 31), Watched()
+    shard = scratch()
+    shard.replay(admitted(numbers, payload=bytes(40_000)))
+    await store.commit(batch_of(shard.take_dirty(), {"next_seq": 31}))
+    await recover(store, written(tmp_path, [granted(range(number, number + 1)) for number in numbers]))
+    assert max(sum(len(row[10]) for row in batch.put) for batch in store.batches[1:]) < 150_000
+    assert {row[4] for row in await store.find([id_of(number) for number in numbers], [])} == {RUNNING}
+
+
+async def test_a_replay_keeps_the_texts_of_errors_that_the_store_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_TASKS", 1)
+    one = range(1, 2)
+    fail = [r.Ended(SLOT, NOW_MS + n, ids(one), ["failed"], [PENDING], [0], ["E"], [f"{n}" * 900]) for n in range(3)]
+    _, store, _ = await recovered(tmp_path, [admitted(one), *(each for record in fail for each in (granted(one), record))])
+    [row] = await store.find([id_of(1)], [])
+    assert [attempt.error for attempt in task_of(row, whole=True).history] == ["0" * 900, "1" * 900, "2" * 900]
+    assert [attempt.error for attempt in task_of(row).history] == [None, None, None]
 
 
 async def test_tasks_that_still_run_at_the_end_of_a_stretch_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
