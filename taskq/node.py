@@ -52,9 +52,10 @@ from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
 from taskq.storage.files import replace_file
 from taskq.storage.folder import open_own, prepare
+from taskq.storage.integrity import integrity_check
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
-from taskq.storage.sqlite import SqliteStore, integrity_check
+from taskq.storage.sqlite import SqliteStore
 from taskq.storage.tokens import TokenFile
 from taskq.version import VERSION
 

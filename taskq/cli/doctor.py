@@ -203,7 +203,7 @@ def check_store(patient: Patient) -> Finding:
     """Every page of the store, through a read-only connection."""
     import sqlite3
 
-    from taskq.storage.sqlite import integrity_check
+    from taskq.storage.integrity import integrity_check
 
     path = patient.data / "store.sqlite"
     if not path.is_file():

@@ -24,9 +24,10 @@ import attrs
 
 from taskq.errors import StartError, StoreCorrupt
 from taskq.storage.base import WriteBatch
+from taskq.storage.integrity import integrity_check
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import recover
-from taskq.storage.sqlite import SqliteStore, integrity_check
+from taskq.storage.sqlite import SqliteStore
 
 STORE, JOURNAL = "store.sqlite", "journal"
 # what else a start reads; either may be missing

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import cache
@@ -34,6 +33,7 @@ from taskq.storage.blobs import insert_huge
 from taskq.storage.chunks import chunks, runs
 from taskq.storage.counts import Changes, check_counts, count_all, read_counts
 from taskq.storage.folder import open_own
+from taskq.storage.integrity import BUSY_SECONDS_MAX, is_damage, pages_damage, reader_of
 from taskq.storage.metas import with_texts
 from taskq.storage.pages import page, read_page
 from taskq.storage.schema import APPLICATION_ID, FORMAT, SCHEMA, UPGRADES
@@ -46,9 +46,7 @@ PENDING = 2
 MANY = (0, PENDING, 4)  # the states of tasks that wait: there may be millions, which are read by line and by due time
 SEQ, POSITION, DUE_MS = (COLUMNS.index(name) for name in ("seq", "position", "due_ms"))
 INSIDE_BYTES_MAX = 8_192  # of a finished payload and its result: to copy as much costs less than to bind two more values
-BUSY_SECONDS_MAX = 5.0
 CHECK_BYTES_MAX = 32 * 1024 * 1024  # of a store that is looked at as a whole before it is used; a larger one is checked beside the work
-CHECK_STEPS = 100_000  # of SQLite's machine, between two looks at whether a check is still wanted
 
 # each is set and then read back, since SQLite ignores what it does not know without an error
 PRAGMAS: dict[str, tuple[int | str, int | str]] = {
@@ -366,7 +364,7 @@ def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
     pages, page_bytes = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     if pages * page_bytes > CHECK_BYTES_MAX:
         return False
-    if found := _integrity(connection, "1"):
+    if found := pages_damage(connection, "1"):
         raise BrokenSeal(found[0])
     for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM tasks"):
         unsealed_live(row, pack)
@@ -375,38 +373,6 @@ def _check_if_small(connection: sqlite3.Connection, pack: Pack) -> bool:
     for row in connection.execute(f"SELECT {', '.join(READ['finished'])} FROM finished"):
         finished_row(*row[1:])
     return True
-
-
-def _integrity(connection: sqlite3.Connection, what: str) -> list[str]:
-    return [" ".join(answer.split()) for (answer,) in connection.execute(f"PRAGMA integrity_check({what})") if answer != "ok"]
-
-
-def integrity_check(path: Path, ended: threading.Event | None = None) -> list[str]:
-    """What SQLite finds wrong in the file, nothing if it is sound, or if `ended` was set meanwhile.  Blocks, reads everything through a
-    read-only connection of its own, and takes one table at a time, since a long read keeps the WAL from being reset."""
-    connection = _reader(path)
-    if ended is not None:
-        connection.set_progress_handler(ended.is_set, CHECK_STEPS)
-    try:
-        return [answer for table in ("meta", "counts", "tasks", "finished") for answer in _integrity(connection, f"'{table}'")]
-    except sqlite3.DatabaseError as error:
-        if ended is not None and ended.is_set():
-            return []
-        if not _is_damage(error):
-            raise
-        return [str(error)]
-    finally:
-        connection.close()
-
-
-def _reader(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS_MAX)
-
-
-def _is_damage(error: Exception) -> bool:
-    """A text that is none is found by Python's module, which gives it no code."""
-    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return isinstance(error, BrokenSeal) or getattr(error, "sqlite_errorcode", 0) & 0xFF in codes or "decode to UTF-8" in str(error)
 
 
 class SqliteStore:
@@ -447,7 +413,7 @@ class SqliteStore:
         try:
             return await asyncio.shield(self._connection._execute(work, self._connection._conn, *arguments))  # type: ignore[no-untyped-call]
         except (sqlite3.DatabaseError, BrokenSeal) as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise
             self._damaged = True
             raise StoreCorrupt(f"{self.path}: {error}; the file was left untouched") from error
@@ -498,7 +464,7 @@ class SqliteStore:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with closing(_reader(self.path)) as reader, suppress(sqlite3.DatabaseError):
+        with closing(reader_of(self.path)) as reader, suppress(sqlite3.DatabaseError):
             reader.execute("SELECT count(*) FROM sqlite_master").fetchone()  # the last to close brings the log into the file, but not a reader
             await asyncio.shield(connection.close())
             return

@@ -15,9 +15,10 @@ from campaigns.storm import data_of, result_of
 from taskq.core.task import CANCELLED, COMPLETED, FAILED
 from taskq.errors import StartError
 from taskq.storage.base import Row
+from taskq.storage.integrity import integrity_check
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import recover
-from taskq.storage.sqlite import SqliteStore, integrity_check
+from taskq.storage.sqlite import SqliteStore
 
 ROWS_MAX = 1_000_000
 STATES = range(9)

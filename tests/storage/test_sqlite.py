@@ -22,7 +22,8 @@ import pytest
 from taskq.errors import StartError, StoreCorrupt
 from taskq.storage import sqlite as module
 from taskq.storage.base import Count, Retention, Row, WriteBatch
-from taskq.storage.sqlite import SqliteStore, integrity_check
+from taskq.storage.integrity import integrity_check
+from taskq.storage.sqlite import SqliteStore
 
 
 def row(seq: int, state: int = 2, payload: bytes = b"p") -> Row:
