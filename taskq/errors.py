@@ -162,6 +162,18 @@ class OutOfOrder(ProtocolError):
     code = "OUT_OF_ORDER"
 
 
+class SessionOver(ProtocolError):
+    """The session is over, since its keeper said that the worker died; connect anew and begin a new one."""
+
+    code = "SESSION_OVER"
+
+
+class SessionTaken(ProtocolError):
+    """The session was taken over by another connection that resumed it; connect anew and begin a new one."""
+
+    code = "SESSION_TAKEN"
+
+
 class VersionUnsupported(ProtocolError):
     """The protocol version is not supported."""
 

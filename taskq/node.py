@@ -41,11 +41,11 @@ from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command, Reply
 from taskq.core.gate import Gate
 from taskq.core.grant import waiting_for
+from taskq.core.house import House, Terms
 from taskq.core.idtime import FRESH_MS, IdTime
 from taskq.core.line import Budget
 from taskq.core.messages import DURABILITY, Goaway
 from taskq.core.ring import Ring
-from taskq.core.session import House, Terms
 from taskq.core.shard import Shard
 from taskq.errors import DataFolderLocked, Draining, StartError, StoreCorrupt
 from taskq.gateway.http1 import HttpLimits
@@ -65,7 +65,7 @@ FORGET_PULSES = 10
 DRAIN_LOOK_S = 0.05
 GOAWAY_MS = 500
 # a session whose connection broke has this part of a lease to come back, so that its tasks are given to others within one lease
-GRACE_OF_LEASE = 2 / 3
+GRACE_OF_LEASE = 4 / 5
 LOCAL_ORIGIN = 1
 
 log = logging.getLogger("taskq.node")
@@ -162,6 +162,7 @@ class Node:
             lease_ms=_ms(config.lease),
             grace_ms=_ms(config.lease * GRACE_OF_LEASE),
             limits={
+                "grace_ms": _ms(config.lease * GRACE_OF_LEASE),
                 "payload_bytes_max": config.payload_bytes_max,
                 "frame_bytes_max": config.frame_bytes_max,
                 "requests_max": config.requests_max,
@@ -341,7 +342,7 @@ class Node:
         self._timer = self._loop.call_later(PULSE_S, self._pulse)
 
     def _forget_sessions(self, now_ms: int) -> None:
-        for consumer in [each for each in self._consumers.values() if not each.origin and (each.over or each.deadline_ms < now_ms)]:
+        for consumer in [each for each in self._consumers.values() if each.is_forgotten(now_ms)]:
             if not any(consumer.session in actor.shard.held for actor in self._shards):
                 del self._consumers[consumer.session]
 

@@ -14,9 +14,10 @@ from taskq.core.admission import Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.effects import Command, Ready
+from taskq.core.house import House, Terms
 from taskq.core.line import Budget
 from taskq.core.ring import Ring
-from taskq.core.session import House, Session, Terms
+from taskq.core.session import Session
 from taskq.core.shard import Shard
 from taskq.ids import NIL, make_id, slot_of_queue
 

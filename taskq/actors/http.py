@@ -103,9 +103,13 @@ class HttpProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The peer sends no more; it still gets the answers that it waits for, unless it speaks TLS, where a closed side closes the other."""
         self._peer_done = True
-        if self._receiver.started and not self._receiver.ended:
+        self._look_for_end()
+        return bool(self._slots or self._unread) and self._can_half_close()
+
+    def _look_for_end(self) -> None:
+        """A request that is not whole when the peer sends no more will never be."""
+        if self._peer_done and not self._unread and self._receiver.started and not self._receiver.ended:
             self._refuse(BadRequest("the connection ended inside a request", field="body"))
-        return bool(self._slots) and self._can_half_close()
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -133,6 +137,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._unread = b""
             elif self._receiver.started and not was_started:
                 self._began_ms = self._listener.now_ms
+        self._look_for_end()
         self._hold()
         self._set_reading(not self._unread and self._has_room())
 

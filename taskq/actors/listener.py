@@ -21,9 +21,10 @@ from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.effects import Reply
 from taskq.core.gate import FAILURES_MAX, AccessToken
+from taskq.core.house import House
 from taskq.core.messages import Goaway
-from taskq.core.session import House, Session
-from taskq.errors import TaskqError, TooManyConnections
+from taskq.core.session import Session
+from taskq.errors import ProtocolError, TaskqError, TooManyConnections
 
 INBOX_BYTES = 256 << 10
 BACKLOG = 4_096
@@ -136,11 +137,11 @@ class Listener:
         if not self._sessions:
             self._gone.set()
 
-    def evict(self, origin: int) -> None:
-        """A newer connection has taken over this one's session."""
+    def evict(self, origin: int, why: ProtocolError) -> None:
+        """The session of this connection is over, or another connection's now."""
         session = self._sessions.get(origin)
         if session is not None:
-            session.abort()
+            session.evicted(why)
 
     def has_failed_often(self, address: str) -> bool:
         """Count one more failed proof of this address."""

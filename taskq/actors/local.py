@@ -14,7 +14,9 @@ from taskq.core import messages as m
 from taskq.core.access import Grant
 from taskq.core.effects import Reply
 from taskq.core.enqueue import error_of
-from taskq.core.session import House, Requests, inspected
+from taskq.core.house import House
+from taskq.core.requests import Requests
+from taskq.core.session import inspected
 from taskq.errors import Forbidden
 
 

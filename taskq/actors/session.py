@@ -3,7 +3,9 @@
 Rules:
 - The order within a connection is never changed.
 - A peer that does not read is not read from, and nothing is delivered to it until it does: its credit stays, its answers wait.
-- What breaks the protocol ends this connection alone: the frames before it are handled, one Error says why, and the peer has a moment to read it.
+- What breaks the protocol ends this connection alone: the frames before it are handled and answered, one Error says why, and the peer has a moment
+  to read it.  A peer that sends no more (half-closed) gets the answers to what it asked for.  Waits for tasks are not waited for.
+- Frames behind a Resume wait until that is answered.
 - Before the session is ready a frame may have GREETING_BYTES_MAX.  Deadlines count from the first byte, so that a byte now and then gains nothing:
   for the greeting, for the rest of a frame, for the next sign of life, for answers to be taken.  See `doors.TcpLimits`.
 - Who fails to prove an access token again and again is told so late.  When a token is revoked its connections end.
@@ -25,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from taskq.actors.doors import TcpLimits, place_of
+from taskq.actors.doors import place_of
+from taskq.actors.unread import Unread
 from taskq.core import messages as m
 from taskq.core.effects import Command, Reply
 from taskq.core.session import GREETED, Session, error_of_protocol
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 GREETING_BYTES_MAX = 8_192
 FAILURE_S = 1.0
+# how long an end waits for the answers to what was asked before
+ANSWERS_S = 5.0
 LINGER_S = 2.0
 TURN_FRAMES = 64
 # more than this side's own clients ever have in flight
@@ -78,6 +83,8 @@ class SessionActor(asyncio.BufferedProtocol):
         self._continuing = False
         self._reading = True
         self._writable = True
+        self._no_more = False
+        self._leaving: Leaving | None = None
         self._ended = False
 
     # ---- called by the loop --------------------------------------------------------------------------------------------------------
@@ -115,7 +122,7 @@ class SessionActor(asyncio.BufferedProtocol):
             self._received(self._decoder.fill(size), size)
 
     def data_received(self, data: bytes) -> None:
-        if self._ended:
+        if self._deaf:
             return
         if not self._decoder.buffered_bytes:
             self._part_since_s = self._listener.time()
@@ -129,11 +136,12 @@ class SessionActor(asyncio.BufferedProtocol):
             self._frames += frames
         self._handle()
 
-    def eof_received(self) -> None:
-        """The peer sends no more; a frame that it began will never be whole."""
-        self._handle(len(self._frames))
-        if self._decoder.buffered_bytes and not self._ended:
-            self._refuse(0, ProtocolError("the connection ended inside a frame"))
+    def eof_received(self) -> bool:
+        """The peer sends no more; what it has sent is handled and answered.  Over TLS both directions end at once."""
+        self._no_more = True
+        self._handle()
+        self._flush_soon()
+        return self._transport is not None and self._transport.can_write_eof() and not self._ended
 
     def pause_writing(self) -> None:
         if self._transport is None:
@@ -151,11 +159,16 @@ class SessionActor(asyncio.BufferedProtocol):
 
     # ---- frames in -----------------------------------------------------------------------------------------------------------------
 
+    @property
+    def _deaf(self) -> bool:
+        """No frame is taken any more."""
+        return self._ended or self._leaving is not None
+
     def _handle(self, most: int = TURN_FRAMES) -> None:
         """Handle what came in, as far as this turn and the requests in progress allow."""
         frames, now_ms = self._frames, self._listener.now_ms()
         taken = spent = 0
-        while taken < len(frames) and spent < most and self._has_room() and not (self.session.closing or self._ended):
+        while taken < len(frames) and spent < most and self._has_room() and not (self.session.closing or self._deaf):
             frame = frames[taken]
             if type(frame.message) is m.Inspect and self.session.requests.listing:
                 break
@@ -163,16 +176,25 @@ class SessionActor(asyncio.BufferedProtocol):
             spent += COSTS.get(type(frame.message), 1)
             self._receive(frame, now_ms)
         del frames[:taken]
-        if self._ended or self.session.closing:
+        if self._deaf or self.session.closing:
             frames.clear()
         self._carry()
         if frames:
             if spent >= most and not self._continuing:
                 self._continuing = True
                 self._listener.continue_soon(self)
-        elif self._decoder.error is not None and not self._ended:
-            self._refuse(self._decoder.error_seq, self._decoder.error)
+        elif not (self._deaf or self.session.closing):
+            self._look_for_end()
         self._hold()
+
+    def _look_for_end(self) -> None:
+        """All frames are handled: what comes behind them may end the connection."""
+        if self._decoder.error is not None:
+            self._leave(self._decoder.error_seq, self._decoder.error)
+        elif self._no_more and self._decoder.buffered_bytes:
+            self._leave(0, ProtocolError("the connection ended inside a frame"))
+        elif self._no_more:
+            self._leave(0, None)
 
     def go_on(self) -> None:
         """In a later turn: what was left of the frames."""
@@ -181,6 +203,8 @@ class SessionActor(asyncio.BufferedProtocol):
             self._handle()
 
     def _has_room(self) -> bool:
+        if self.session.resuming:
+            return False
         requests = self.session.requests
         return self._writable and requests.working < self._listener.limits.requests_max and len(requests.waiting) < WAITS_MAX
 
@@ -191,7 +215,7 @@ class SessionActor(asyncio.BufferedProtocol):
             self._let_down(frame.seq, error)
         except ProtocolError as error:
             self._carry()
-            self._refuse(frame.seq, error)
+            self._leave(frame.seq, error)
         except Exception:
             log.exception("a %s frame could not be handled", type(frame.message).__name__)
             self._carry()
@@ -209,9 +233,9 @@ class SessionActor(asyncio.BufferedProtocol):
             commands, session.commands = session.commands, []
             self._tell(commands)
         if session.evicted:
-            for origin in session.evicted:
-                self._listener.evict(origin)
-            session.evicted.clear()
+            evicted, session.evicted = session.evicted, {}
+            for origin, why in evicted.items():
+                self._listener.evict(origin, why)
         for notice in session.notices:
             log.warning("%s", notice)
         session.notices.clear()
@@ -221,8 +245,8 @@ class SessionActor(asyncio.BufferedProtocol):
 
     def _set_reading(self) -> None:
         """Read while the peer reads, and while all that it asked for is being worked on."""
-        reading = self._ended or (not self._frames and self._has_room())
-        if reading != self._reading and self._transport is not None and not self._transport.is_closing():
+        reading = self._deaf or (not self._frames and self._has_room())
+        if reading != self._reading and not self._no_more and self._transport is not None and not self._transport.is_closing():
             self._reading = reading
             if reading:
                 self._part_since_s = self._heard_s = self._listener.time()
@@ -247,11 +271,13 @@ class SessionActor(asyncio.BufferedProtocol):
             log.exception("the answer of a shard could not be handled")
             self._refuse(reply.seq, InternalError())
             return
+        if self.session.evicted:
+            self._carry()
         self._flush_soon()
 
     def push(self, message: Any) -> None:
         """Send a frame that answers nothing."""
-        if not self._ended and self.session.role:
+        if not self._deaf and self.session.role:
             self.session.answers.append((0, message))
             self._flush_soon()
 
@@ -271,20 +297,50 @@ class SessionActor(asyncio.BufferedProtocol):
             if not self._writable:
                 self._unread.added_bytes += sum(map(len, joined))
             self._transport.writelines(joined)
-        if broken or (self.session.closing and not self.session.requests.open):
+        if broken or (self.session.closing and not self._owes_answers()):
             self._end()
+        elif self._leaving is not None:
+            self._leave_if_answered()
         elif self._frames:
             self._handle()
         elif not self._reading:
             self._set_reading()
         self._hold()
 
-    def _refuse(self, seq: int, error: TaskqError) -> None:
-        """Say why, and close.  What the shards still have to say is not waited for."""
-        if self._transport is None:
+    def _owes_answers(self) -> bool:
+        """Who may be gone, since it sends no more, is not kept for a task to end."""
+        requests = self.session.requests
+        return bool(requests.working if self._no_more else requests.open)
+
+    def _leave(self, seq: int, error: TaskqError | None) -> None:
+        """Take nothing more, and end when the answers to what was asked before have left; then say why, if there is something to say."""
+        if self._deaf or self._transport is None:
+            return
+        self._leaving = Leaving(seq, error, self._listener.time())
+        self._frames.clear()
+        self._decoder.close()
+        self.session.lost(self._listener.now_ms())
+        self._set_reading()
+        self._leave_if_answered()
+
+    def _leave_if_answered(self) -> None:
+        leaving = self._leaving
+        if leaving is not None and not self.session.requests.working:
+            self._refuse(leaving.seq, leaving.error)
+
+    def evicted(self, why: ProtocolError) -> None:
+        """The worker session is not this connection's any more."""
+        self._leave(0, why)
+
+    def _refuse(self, seq: int, error: TaskqError | None) -> None:
+        """Say why, if there is something to say, and close.  What the shards still have to say is not waited for."""
+        if self._transport is None or self._ended:
             return
         buffers, _ = self._take_answers()
-        self._transport.writelines(join([*buffers, *encode(error_of_protocol(error), seq)]))
+        if error is not None:
+            buffers += encode(error_of_protocol(error), seq)
+        if buffers:
+            self._transport.writelines(join(buffers))
         self._end()
 
     def _let_down(self, seq: int, error: AuthFailed) -> None:
@@ -318,7 +374,9 @@ class SessionActor(asyncio.BufferedProtocol):
         self.session.lost(self._listener.now_ms())
         self._since_s = self._listener.time()
         self._set_reading()
-        if self._transport.can_write_eof():
+        if self._no_more:
+            self._transport.close()
+        elif self._transport.can_write_eof():
             self._transport.write_eof()
 
     # ---- called by the listener ----------------------------------------------------------------------------------------------------
@@ -330,6 +388,9 @@ class SessionActor(asyncio.BufferedProtocol):
         if self._ended:
             if now_s - self._since_s >= LINGER_S:
                 self._transport.abort()
+        elif self._leaving is not None:
+            if now_s - self._leaving.since_s >= ANSWERS_S:
+                self._refuse(self._leaving.seq, self._leaving.error or TimedOut("what was asked for was not answered in time"))
         elif not self._greeted:
             limit_s = self._listener.limits.greeting_s
             if now_s - self._since_s >= limit_s:
@@ -412,27 +473,13 @@ class SessionActor(asyncio.BufferedProtocol):
             self._transport.abort()
 
 
-@attrs.define
-class Unread:
-    """How a peer takes what was written to it, since it last kept the pace: at `since_s` `bytes` were waiting, `added_bytes` came since."""
+@attrs.frozen
+class Leaving:
+    """A connection that takes nothing more and waits for answers since `since_s`; its last frame will be `error`, if there is one."""
 
-    since_s: float = 0.0
-    bytes: int = 0
-    added_bytes: int = 0
-
-    def begin(self, now_s: float, waiting: int) -> None:
-        self.since_s, self.bytes, self.added_bytes = now_s, waiting, 0
-
-    def is_slow(self, now_s: float, waiting: int, limits: TcpLimits) -> bool:
-        """Nothing worth it was taken for `unread_s`: not `rate_bytes_min` a second, or, where more than `unread_bytes_max` waits, not at a pace that
-        takes as much in that time."""
-        age_s = now_s - self.since_s
-        pace = limits.unread_bytes_max / limits.unread_s if waiting > limits.unread_bytes_max else limits.rate_bytes_min
-        taken = self.bytes + self.added_bytes - waiting
-        if taken and taken >= pace * age_s:
-            self.begin(now_s, waiting)
-            return False
-        return age_s >= limits.unread_s
+    seq: int
+    error: TaskqError | None
+    since_s: float
 
 
 def _keep_alive(connection: Any) -> None:

@@ -273,6 +273,12 @@ class Book:
             if task.key is not None:
                 self.keys[task.queue, task.key] = task
 
+    def adopt_far(self, task: Task) -> None:
+        """The same for one that does not leave its state: if it has a time, it is a far one, since all near ones are in memory."""
+        if task.id not in self.tasks and task.state in TIMED:
+            self.far[task.id] = task
+        self.adopt(task)
+
     def forget(self, task: Task) -> None:
         """The store has it as it is: it leaves memory."""
         self.tasks.pop(task.id, None)

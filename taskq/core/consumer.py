@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from taskq.core.followers import Crew
 
 
+# how long after the end of its leases a worker whose connection was cut may still come back and say that it did not die
+RETURN_MS = 600_000
+
+
 @attrs.define
 class Idle:
     """So many heartbeats in a row found the session without a lease, and `delivered` as it was.  `named`: somebody was told."""
@@ -26,6 +30,7 @@ class Idle:
 class Consumer:
     """`allowed` and `delivered` count deliveries since the session began.  Deliveries up to `received` are confirmed.  Its leases end at
     `deadline_ms` unless it is heard of again.  `origin` is its connection, 0 while it is away.  `restored`: known from before a restart only.
+    `cut`: its connection ended while it was alive, and nobody was heard of since; `charged`: the tasks that were charged with a crash for that.
     `choked`: its connection does not take more for the moment.  `taken_back`: deliveries that the broker ended by itself, so that the worker
     may not know that it can allow others.  `idle`: see standing.py.  `shards`: those that own its queues; `ranks`: of its queues, the lowest is
     preferred; `crews`: see followers.py, by shard."""
@@ -46,6 +51,8 @@ class Consumer:
     heard_ms: int = 0
     restored: bool = False
     over: bool = False
+    cut: bool = False
+    charged: list[bytes] = attrs.field(factory=list)
     choked: bool = False
     taken_back: int = 0
     idle: Idle = attrs.field(factory=Idle)
@@ -71,12 +78,20 @@ class Consumer:
         self.received = max(self.received, min(received, self.delivered))
         self.heard_ms = now_ms
         self.deadline_ms = max(self.deadline_ms, now_ms + lease_ms)
+        self.cut = False
 
     def away(self, now_ms: int, grace_ms: int) -> None:
-        """The connection is gone: the leases end after the grace unless the session resumes or its keeper is heard."""
+        """The connection is gone: the leases end after the grace, no sooner and no later, unless the session resumes or its keeper is heard.
+        Those of a session that was silent for a whole lease before have ended already."""
         self.origin = 0
         self.subscribe({}, self.task_types, ())
-        self.deadline_ms = min(self.deadline_ms, now_ms + grace_ms)
+        if self.deadline_ms > now_ms:
+            self.deadline_ms = now_ms + grace_ms
+            self.cut = True
+
+    def is_forgotten(self, now_ms: int) -> bool:
+        """Nobody can come back to it.  One that has lost tasks to a cut may come back for a while, and take the blame off them."""
+        return not self.origin and (self.over or self.deadline_ms + (RETURN_MS if self.charged else 0) < now_ms)
 
 
 Consumers = dict[bytes, Consumer]

@@ -120,6 +120,13 @@ class Over:
 
 
 @attrs.define
+class Returned:
+    """A worker that was taken for dead, because its connection was cut and nobody was heard of, is back: these tasks were charged with a crash."""
+
+    ids: bytes
+
+
+@attrs.define
 class Held:
     """A worker says which tokens it holds, by heartbeat or when it resumes; answer: Known.  With `resumed`, every token that is not listed is
     given up, whatever its delivery number."""

@@ -2,6 +2,9 @@
 
 A session that is not heard of until its deadline loses its leases in two steps: it is suspected in one pass and lost in a later one, so that
 whatever waited in the sockets of a broker that was stopped is read first.  A gap in the passes themselves moves all deadlines by the gap.
+
+What is charged for it: a crash, if somebody says that the process died, or if nobody was heard of until the deadline.  A worker whose connection was
+cut and that comes back later did not die, so the crash becomes an interruption then; one that stood still until its leases ended gets no such grace.
 """
 
 from __future__ import annotations
@@ -11,15 +14,19 @@ from itertools import groupby, takewhile
 from struct import pack
 
 from taskq.core.book import Book, Decision
-from taskq.core.effects import Command, Known, Over
+from taskq.core.consumer import Consumer
+from taskq.core.effects import Command, FindLoad, Known, Over
+from taskq.core.enqueue import Known as FoundTasks
 from taskq.core.messages import Ok
 from taskq.core.records import Ended
-from taskq.core.report import End, ended
-from taskq.core.task import CANCELLED, CRASHES_MAX, FAILED, PENDING, Task
-from taskq.ids import slot_of_id
+from taskq.core.report import EXCUSED, End, ended
+from taskq.core.task import CANCELLED, CRASHES_MAX, FAILED, FINAL, PENDING, Task
+from taskq.ids import ID_BYTES, slot_of_id, split
 
 PASS_MS = 500
 GAP_MS = 1_000
+SILENT = "worker lost: nothing was heard of it"
+CUT = "worker lost: its connection ended and it did not come back"
 
 
 def decide_held(book: Book, command: Command, now_ms: int, known: object) -> Decision:
@@ -31,6 +38,18 @@ def decide_held(book: Book, command: Command, now_ms: int, known: object) -> Dec
     kept = [task for token, task in held.items() if token in listed]
     reply = Known([pack(">Q", task.token) for task in kept], [pack(">Q", task.token) for task in kept if task.cancel_requested])
     return list(_records(given_up, "undelivered", "", now_ms)), reply
+
+
+def decide_returned(book: Book, command: Command, now_ms: int, known: FoundTasks | None) -> Decision:
+    """They were interrupted and not killed.  What has become final meanwhile stays as it is."""
+    ids = split(command.message.ids, ID_BYTES)
+    if known is None and any(task_id not in book.tasks for task_id in ids):
+        return [], FindLoad(tuple(ids), (), command)
+    found = [book.tasks.get(task_id) or (known or {}).get(task_id) for task_id in ids]
+    tasks = [task for task in found if task is not None and task.state not in FINAL and task.crashes]
+    for task in tasks:
+        book.adopt_far(task)
+    return ([ended([(task, (EXCUSED, task.state, task.due_ms), ("", "")) for task in tasks], now_ms)] if tasks else []), None
 
 
 def decide_over(book: Book, command: Command, now_ms: int, known: object) -> Decision:
@@ -64,9 +83,7 @@ def expire(book: Book, now_ms: int) -> Iterator[Ended]:
                 yield from _take_back_unconfirmed(book, session, now_ms)
         elif session in book.suspects:
             book.suspects.discard(session)
-            _note(book, session, book.leases_of(session))
-            cause = "" if consumer is None or consumer.restored else "worker lost: nothing was heard of it"
-            yield from decide_over(book, Command(0, 0, Over(session, cause)), now_ms, None)[0]
+            yield from _lose(book, session, consumer, now_ms)
         else:
             book.suspects.add(session)
 
@@ -76,6 +93,18 @@ def _note(book: Book, session: bytes, taken: int) -> None:
     consumer = book.consumers.get(session)
     if consumer is not None:
         consumer.taken_back += taken
+
+
+def _lose(book: Book, session: bytes, consumer: Consumer | None, now_ms: int) -> Iterator[Ended]:
+    """Nobody was heard of until the deadline.  Whom a cut has taken away is remembered with what is charged: it may come back."""
+    cause = "" if consumer is None or consumer.restored else CUT if consumer.cut else SILENT
+    _note(book, session, len(book.held[session]))
+    for record in decide_over(book, Command(0, 0, Over(session, cause)), now_ms, None)[0]:
+        if consumer is not None and consumer.cut:
+            consumer.charged += [
+                task_id for task_id, outcome in zip(split(record.ids, ID_BYTES), record.outcomes, strict=True) if outcome == "crashed"
+            ]
+        yield record
 
 
 def _take_back_unconfirmed(book: Book, session: bytes, now_ms: int) -> Iterator[Ended]:

@@ -106,6 +106,11 @@ class Line:
             self.budget.bytes_used -= TASK_BYTES + len(task.payload)
         self._drop_dead()
 
+    def take_out(self, task: Task) -> None:
+        """The same for a hot task that may come back: it leaves no dead entry, which would come to life with it."""
+        self.tasks.remove(task)
+        self.remove(task)
+
     def remove_all(self, tasks: list[Task]) -> None:
         """The same for several."""
         hot = [task for task in tasks if task.hot]

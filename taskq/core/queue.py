@@ -68,7 +68,7 @@ class Queue:
         """Change a task's state and keep the counts and the line right."""
         before = task.state
         if before == PENDING:
-            (self.apart if task.crashes >= CRASHES_ALONE and task.hot else self.line_of(task)).remove(task)
+            self._leave(task)
         self.counts[before] -= 1
         task.move(state)
         self.counts[state] += 1
@@ -81,6 +81,26 @@ class Queue:
         elif state == PENDING:
             line = self.line_of(task)
             line.give_back(task) if before == RUNNING else line.add(task)
+            self._grown(line)
+
+    def _leave(self, task: Task) -> None:
+        """A pending task leaves its line, or those that wait apart."""
+        if task.crashes >= CRASHES_ALONE and task.hot:
+            self.apart.take_out(task)
+        else:
+            self.line_of(task).remove(task)
+
+    def excuse(self, task: Task) -> None:
+        """One crash of the task is none any more, so it need not wait apart for it."""
+        waits_apart = task.state == PENDING and task.hot and task.crashes >= CRASHES_ALONE
+        if waits_apart:
+            self.apart.take_out(task)
+        task.excuse()
+        if waits_apart and task.crashes >= CRASHES_ALONE:
+            self.apart.give_back(task)
+        elif waits_apart:
+            line = self.line_of(task)
+            line.give_back(task)
             self._grown(line)
 
     def extend(self, tasks: list[Task]) -> None:

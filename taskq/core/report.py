@@ -19,7 +19,7 @@ from taskq.core.enqueue import HORIZON_MS, TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import Completed, Ended, column
 from taskq.core.retry import backoff_ms
-from taskq.core.task import CANCELLED, COMPLETED, FAILED, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
+from taskq.core.task import CANCELLED, COMPLETED, CRASHES_ALONE, FAILED, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
 from taskq.ids import ID_BYTES, TOKEN_BYTES, of_one_slot, slot_of_id, split
 
@@ -33,6 +33,8 @@ BROUGHT: dict[type, frozenset[int]] = {
 }
 QUEUE = attrgetter("queue")
 NO_LEASES: dict[int, Task] = {}
+# the outcome that takes back what was said of a run before: its crash was an interruption
+EXCUSED = "excused"
 # what a run that ended without a result is counted as
 COUNTERS = {"failed": "attempts", "crashed": "crashes", "interrupted": "interruptions"}
 
@@ -221,6 +223,9 @@ def evolve_ended(book: Book, record: Ended) -> None:
     for task_id, outcome, state, due_ms, error_type, error in rows:
         task = book.tasks[task_id]
         book.touch(task)
+        if outcome == EXCUSED:
+            _excuse(book, task)
+            continue
         book.held_drop(task)
         task.close_attempt(record.now_ms, outcome, error_type, error)
         counter = COUNTERS.get(outcome)
@@ -235,3 +240,12 @@ def evolve_ended(book: Book, record: Ended) -> None:
         else:
             task.finished_ms = record.now_ms
             answer_waiters(book, task, record.now_ms)
+
+
+def _excuse(book: Book, task: Task) -> None:
+    """Nobody is kept for it any more, unless it still has to run alone."""
+    book.queue(task.queue).excuse(task)
+    if task.state == PENDING and task.crashes < CRASHES_ALONE:
+        for session in [session for session, kept in book.alone.items() if kept is task]:
+            del book.alone[session]
+        book.touched[task.queue] = None

@@ -108,6 +108,7 @@ SPLIT: dict[type, Callable[[Ring, Any], list[Piece]]] = {
     m.Inspect: _to_all,
     fx.Held: _to_all,
     fx.Over: _to_all,
+    fx.Returned: _by_ids,
 }
 
 

@@ -1,7 +1,11 @@
 """A session: what one connection may say, in which order, and what becomes of it.
 
 Pure: frames and the time in, commands for shards and answers out.  The order within a session is never changed.  A request is answered once; a
-refusal is an Error with its seq.  What breaks the protocol is raised as ProtocolError, and the shell closes.
+refusal is an Error with its seq.  What breaks the protocol is raised as ProtocolError, and the shell closes.  An Error with seq 0 is the last frame
+of a connection: a frame to which nobody waits for an answer closes it if it is refused, and goes unnoticed if its kind is unknown.
+
+One connection at a time speaks for a worker session.  The one that it was taken from, and that of a session that is over, is told so and closed
+(`evicted`), and what it still sends is refused.
 
     New ── Hello ──► Ready ──► Closing            New ── Hello ──► Greeted ── Proof ──► Ready ──► Closing       where a token is asked for
 
@@ -11,23 +15,19 @@ refusal is an Error with its seq.  What breaks the protocol is raised as Protoco
 from __future__ import annotations
 
 import hmac
-import random
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
-
-import attrs
 
 from taskq.core import access, standing
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.access import Grant
-from taskq.core.consumer import Consumer, Consumers
+from taskq.core.consumer import Consumer
 from taskq.core.enqueue import NAME, NAME_RULE, error_of
-from taskq.core.gate import Gate
-from taskq.core.idtime import IdTime
+from taskq.core.house import House
 from taskq.core.records import column
-from taskq.core.ring import Gather, Ring
+from taskq.core.requests import Requests
 from taskq.core.scram import NONCE_BYTES, Exchange
 from taskq.errors import (
     Answer,
@@ -38,6 +38,8 @@ from taskq.errors import (
     NotFound,
     OutOfOrder,
     ProtocolError,
+    SessionOver,
+    SessionTaken,
     TaskqError,
     UnknownKind,
     VersionUnsupported,
@@ -60,84 +62,10 @@ CLIENT_FIELDS_MAX = 16
 CLIENT_CHARS_MAX = 256
 
 
-@attrs.frozen
-class Terms:
-    """What the broker tells every session in WELCOME."""
-
-    epoch: int
-    heartbeat_ms: int
-    lease_ms: int
-    grace_ms: int
-    limits: dict[str, Any]
-    secret_key: bytes
-
-
-@attrs.define(eq=False)
-class House:
-    """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `wall_ms`: the time for
-    people, where it is not that by which sessions live (see clock.py).  `ids`: the time for ids.  `gate`: who checks access tokens, None if nobody
-    does.  `waiting`: a queue with tasks that a consumer could run now, "" for none."""
-
-    ring: Ring
-    terms: Terms
-    consumers: Consumers
-    rng: random.Random
-    describe: Callable[[], dict[str, Any]]
-    held: Sequence[Mapping[bytes, Sized]] = ()
-    draining: bool = False
-    wall_ms: Callable[[], int] | None = None
-    gate: Gate | None = None
-    ids: IdTime = attrs.field(factory=IdTime)
-    waiting: Callable[[Consumer], str] = lambda consumer: ""
-
-    def secret(self, session: bytes) -> bytes:
-        """Proof that the holder was given this session: HMAC-SHA256 with a key that is kept in the data folder."""
-        return hmac.digest(self.terms.secret_key, session, "sha256")
-
-
-class Requests:
-    """The requests of one connection that are not answered yet, cut into pieces for the shards.  `waiting`: those that wait for a task to end, for
-    which nobody works; `working` counts the others, and `listing` those of them whose answer is as long as the broker has queues."""
-
-    def __init__(self, origin: int, ring: Ring) -> None:
-        self.origin = origin
-        self.ring = ring
-        self.open: dict[int, Gather | None] = {}
-        self.waiting: set[int] = set()
-        self.listing: set[int] = set()
-
-    @property
-    def working(self) -> int:
-        return len(self.open) - len(self.waiting)
-
-    def ask(self, seq: int, message: Any, resent: bool = False, session: bytes = b"", grant: Grant | None = None) -> list[tuple[int, fx.Command]]:
-        """The commands for the shards."""
-        pieces = self.ring.split(message)
-        if type(message) is m.Get and message.wait_ms:
-            self.waiting.add(seq)
-        elif type(message) is m.Inspect:
-            self.listing.add(seq)
-        if len(pieces) == 1:
-            ((shard, piece, _),) = pieces
-            self.open[seq] = None
-            return [(shard, fx.Command(self.origin, seq, piece, 0, resent, session, grant))]
-        self.open[seq] = Gather(pieces)
-        return [(shard, fx.Command(self.origin, seq, piece, part, resent, session, grant)) for part, (shard, piece, _) in enumerate(pieces)]
-
-    def answered(self, seq: int, part: int, answer: Any) -> Any:
-        """The whole answer to the request, or None while pieces are missing."""
-        gather = self.open.get(seq)
-        whole = answer if gather is None else gather.add(part, answer)
-        if whole is not None:
-            self.open.pop(seq, None)
-            self.waiting.discard(seq)
-            self.listing.discard(seq)
-        return whole
-
-
 class Session:
     """One connection.  `commands`, `answers` and `notices`, words for the log, are what the last call left to be taken; `closing` says that the
     connection ends after them.
+    `evicted`: other connections that are to be closed, and why.  `resuming`: no frame may come until the Resume is answered.
     `grant`: what its access token allows, None where no token is asked for."""
 
     def __init__(self, origin: int, house: House) -> None:
@@ -152,7 +80,7 @@ class Session:
         self.commands: list[tuple[int, fx.Command]] = []
         self.answers: list[tuple[int, Any]] = []
         self.notices: list[str] = []
-        self.evicted: list[int] = []
+        self.evicted: dict[int, ProtocolError] = {}
         self._sent = 0
         self._hello = m.Hello(VERSION, "")
         self._exchange: Exchange | None = None
@@ -164,14 +92,18 @@ class Session:
     def closing(self) -> bool:
         return self.state is CLOSING
 
+    @property
+    def resuming(self) -> bool:
+        return bool(self._resuming)
+
     def receive(self, seq: int, resent: bool, message: Any, now_ms: int) -> None:
         """One frame from the peer.  Raises ProtocolError."""
         if self.state is not READY:
             self._check_order(message)
         rule = RULES.get(type(message))
         if rule is None:
-            kind = message if hasattr(message, "kind") else type(message).__name__.upper()
-            self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {kind} is unknown to this broker"))))
+            if seq:
+                self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {_kind(message)} is unknown to this broker"))))
             return
         roles, handle = rule
         if self.role not in roles and self.state is READY:
@@ -179,6 +111,7 @@ class Session:
             return
         if seq and seq in self.requests.open:
             raise OutOfOrder(f"seq {seq} is in use by a request that is not answered yet")
+        self._check_session()
         try:
             if self.grant is not None:
                 access.check(self.grant, message)
@@ -192,8 +125,21 @@ class Session:
             self.state = CLOSING
             raise OutOfOrder(otherwise)
 
+    def _check_session(self) -> None:
+        """The worker session is still this connection's own."""
+        consumer = self.consumer
+        if consumer is None or self._resuming:
+            return
+        if consumer.over:
+            raise SessionOver()
+        if consumer.origin != self.origin:
+            raise SessionTaken()
+
     def _answer(self, seq: int, answer: Answer) -> None:
+        """Refuse a request.  Who waits for no answer would not know which frame was refused, so the connection ends with it."""
         self.answers.append((seq, error_of(answer)))
+        if not seq:
+            self.state = CLOSING
 
     def answered(self, seq: int, part: int, answer: Any, now_ms: int) -> None:
         """A shard's reply came back durable."""
@@ -281,12 +227,13 @@ class Session:
         consumer = self._proven(resume)
         self._resumes = True
         if consumer.origin and consumer.origin != self.origin:
-            self.evicted.append(consumer.origin)
+            self.evicted[consumer.origin] = SessionTaken()
         if own is not consumer:
             self.house.consumers.pop(own.session, None)
         consumer.origin = 0
         consumer.subscribe({}, consumer.task_types, ())
         consumer.deadline_ms = max(consumer.deadline_ms, now_ms + self.house.terms.lease_ms)
+        self._excuse(consumer)
         self.consumer = consumer
         self._resuming[seq] = (consumer, resume)
         self._ask(seq, fx.Held(consumer.session, resume.received, frozenset(split(resume.tokens, TOKEN_BYTES)), True), False)
@@ -322,6 +269,11 @@ class Session:
         consumer, resume = self._resuming.pop(seq)
         if self.closing:
             return m.Resumed(b"")
+        if consumer.over:
+            self.state = CLOSING
+            return error_of_protocol(SessionOver())
+        if consumer.origin:
+            self.evicted[consumer.origin] = SessionTaken()
         consumer.origin, consumer.client, consumer.restored, consumer.choked = self.origin, self.client, False, False
         self._sent = consumer.delivered = consumer.received = consumer.allowed = resume.received
         consumer.heard(resume.received, now_ms, self.house.terms.lease_ms)
@@ -337,13 +289,25 @@ class Session:
     def _heard(self, consumer: Consumer, received: int, now_ms: int) -> None:
         """A sign of life; one that was given up gets tasks again."""
         was_late = consumer.deadline_ms <= now_ms
+        self._excuse(consumer)
         consumer.heard(received, now_ms, self.house.terms.lease_ms)
         if was_late:
             self._ready(consumer)
 
+    def _excuse(self, consumer: Consumer) -> None:
+        """It lives, so the tasks that it has lost to a cut were not killed."""
+        if consumer.charged:
+            pieces = self.house.ring.split(fx.Returned(b"".join(consumer.charged)))
+            self.commands += [(shard, fx.Command(0, 0, piece)) for shard, piece, _ in pieces]
+            consumer.charged = []
+
     def on_died(self, seq: int, died: m.Died, now_ms: int, resent: bool) -> None:
         consumer = self._proven(died)
         consumer.over = True
+        if consumer.origin and consumer.origin != self.origin:
+            self.evicted[consumer.origin] = SessionOver()
+        if not died.cause:
+            self._excuse(consumer)
         self._ask(seq, fx.Over(died.session, died.cause[:CLIENT_CHARS_MAX]), False)
 
     def on_bye(self, seq: int, bye: m.Bye, now_ms: int, resent: bool) -> None:
@@ -386,7 +350,10 @@ class Session:
         self.ready()
 
     def on_credit(self, seq: int, credit: m.Credit, now_ms: int, resent: bool) -> None:
-        self._allow(self._subscriber(), credit.allowed)
+        consumer = self._subscriber()
+        if seq:
+            self.answers.append((seq, m.Ok()))
+        self._allow(consumer, credit.allowed)
 
     def _allow(self, consumer: Consumer, allowed: int) -> None:
         if allowed > consumer.allowed:
@@ -403,7 +370,7 @@ class Session:
 
     def _subscriber(self) -> Consumer:
         if self.consumer is None or self.consumer.origin != self.origin:
-            raise OutOfOrder("the session is taken over or not resumed yet")
+            raise OutOfOrder("the session is not resumed yet")
         return self.consumer
 
     def ready(self) -> None:
@@ -464,6 +431,12 @@ def _worker(house: House, consumer: Consumer, now_ms: int) -> dict[str, Any]:
         "connected_ms": consumer.connected_ms,
         "heard_ms_ago": max(0, now_ms - consumer.heard_ms),
     }
+
+
+def _kind(message: Any) -> str:
+    """What a frame is called, without what it says."""
+    kind = getattr(message, "kind", None)
+    return type(message).__name__.upper() if kind is None else f"0x{kind:04x}"
 
 
 def error_of_protocol(error: TaskqError) -> m.Error:

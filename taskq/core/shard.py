@@ -18,7 +18,7 @@ from taskq.core.cancel import decide_cancel, evolve_cancel_asked, evolve_dropped
 from taskq.core.enqueue import decide_enqueue, evolve_admitted
 from taskq.core.grant import decide_offer, decide_offered, decide_ready, evolve_granted, match, offers_back
 from taskq.core.horizon import decide_due_loaded
-from taskq.core.lease import PASS_MS, decide_held, decide_over, expire
+from taskq.core.lease import PASS_MS, decide_held, decide_over, decide_returned, expire
 from taskq.core.lookup import decide_get, decide_inspect
 from taskq.core.report import decide_ack, decide_fail, decide_release, evolve_completed, evolve_ended
 from taskq.core.timer import decide_tick, evolve_promoted, promote
@@ -37,6 +37,7 @@ DECIDE: dict[type, Callable[[Book, fx.Command, int, Any], Decision]] = {
     fx.Offered: decide_offered,
     fx.Held: decide_held,
     fx.Over: decide_over,
+    fx.Returned: decide_returned,
     fx.Tick: decide_tick,
     fx.LineLoaded: decide_line_loaded,
     fx.DueLoaded: decide_due_loaded,

@@ -100,6 +100,14 @@ class Task:
         self.history = (*self.history[-(HISTORY_MAX - 1) :], attempt)
         self.drop_lease()
 
+    def excuse(self) -> None:
+        """The newest crash was an interruption: its worker came back."""
+        self.crashes -= 1
+        self.interruptions += 1
+        at = max((at for at, attempt in enumerate(self.history) if attempt.outcome == "crashed"), default=None)
+        if at is not None:
+            self.history = (*self.history[:at], attrs.evolve(self.history[at], outcome="interrupted"), *self.history[at + 1 :])
+
     def drop_lease(self) -> None:
         self.last_token = self.token
         self.token = 0

@@ -13,6 +13,7 @@ Rules:
 - A connection that the broker ends as our mistake counts against everything in flight; the third time the request is refused with that error.
 - With a prover each greeting proves the access token, if the broker asks, and then the broker has to prove that it knows it as well.  A broker
   that does not ask is taken as it is: which broker it is, TLS proves.
+- A session that is over, or that another connection has taken, is not resumed again: the next greeting begins a new one, and what was held is lost.
 - A token is held from its Deliver until its report is answered, so a Resume lists it and the report that follows finds it current.
 - Credit is an account that both ends can draw up at any time: a worker allows what it has received and, beyond that, what it has `room` for now.
   Each heartbeat says it anew, and its answer how much was sent, so a frame that was lost on the way stops nobody for longer than that.
@@ -33,7 +34,7 @@ import attrs
 from taskq import ids
 from taskq.core import messages as m
 from taskq.core.scram import Prover
-from taskq.errors import AuthFailed, BrokerUnavailable, OutOfOrder, TaskqError, from_wire
+from taskq.errors import AuthFailed, BrokerUnavailable, OutOfOrder, SessionOver, SessionTaken, TaskqError, from_wire
 from taskq.protocol.frames import RESENT, Frame
 
 CLOSED, GREETING, PROVING, RESUMING, READY = "closed", "greeting", "proving", "resuming", "ready"
@@ -265,7 +266,9 @@ class Link:
 
     def _closing(self, message: m.Error) -> list[Event]:
         error = from_wire(message.code, message.message, message.field, message.retry_after_ms)
-        if not message.retryable:
+        if isinstance(error, (SessionOver, SessionTaken)):
+            self.session = self.secret = b""
+        elif not message.retryable:
             self._fault = error
         return [Closed(error, greeting=self.state in (GREETING, PROVING))]
 

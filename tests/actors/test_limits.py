@@ -18,8 +18,8 @@ from taskq.actors import doors as doors_module
 from taskq.actors import listener as listener_module
 from taskq.actors import session as session_module
 from taskq.actors.doors import Crowd, Doors, TcpLimits, files_for_connections, place_of
-from taskq.actors.session import Unread
 from taskq.actors.shard import TURN_TASKS, share_out, weight
+from taskq.actors.unread import Unread
 from taskq.core import messages as m
 from taskq.core.effects import Command, Tick
 from taskq.core.session import Session

@@ -12,6 +12,7 @@ import pytest
 from taskq import AsyncClient, testing
 from taskq.actors import session as module
 from taskq.core import messages as m
+from taskq.core.requests import Requests
 from taskq.core.ring import MERGE
 from taskq.ids import NIL, split
 from taskq.node import Node
@@ -221,8 +222,85 @@ async def test_a_session_that_resumes_keeps_its_lease_and_ends_the_older_connect
     new = await door.greet("worker")
     resumed = await new.ask(m.Resume(welcome.session, welcome.secret, 1, delivered.tokens), 2)
     assert resumed.outcomes == bytes([m.KEPT])
-    assert await old.is_gone()
+    assert (await old.refused()).code == "SESSION_TAKEN"
     assert (await new.ask(m.Ack([b"\x01"], delivered.ids, delivered.tokens), 3)).outcomes == bytes([m.REPORT_OK])
+
+
+async def test_resume_consume_and_credit_in_one_write_are_done_in_their_order(door: Door) -> None:
+    producer, old = await door.greet(), await door.connect()
+    welcome = await old.ask(m.Hello(1, "worker"))
+    old.writer.close()
+    new = await door.greet("worker")
+    new.send(m.Resume(welcome.session, welcome.secret, 0), 2)
+    new.send(m.Consume(["default"], ["work"], 1), 3)
+    new.send(m.Credit(1))
+    assert [type(await new.message()) for _ in range(2)] == [m.Resumed, m.Ok]
+    made = await producer.ask(enqueue())
+    assert (await new.message()).ids == made.ids
+
+
+async def test_a_worker_that_is_said_to_be_dead_is_told_so_and_its_connection_ends(door: Door) -> None:
+    keeper, runner = await door.greet("keeper"), await door.connect()
+    welcome = await runner.ask(m.Hello(1, "worker"))
+    await runner.ask(m.Consume(["default"], ["work"], 1), 2)
+    await keeper.ask(m.Died(welcome.session, welcome.secret, "SIGKILL"), 2)
+    assert (await runner.refused()).code == "SESSION_OVER"
+
+
+async def answers_until(peer: Peer, seqs: set[int]) -> list[Any]:
+    """What comes until the end, without the answers to these requests, each of which must come."""
+    rest = []
+    while (frame := await peer.frame()) is not None:
+        if frame.seq in seqs:
+            seqs.remove(frame.seq)
+        else:
+            rest.append(frame.message)
+    assert not seqs, f"{len(seqs)} requests were not answered"
+    return rest
+
+
+async def test_what_came_before_a_broken_frame_is_answered_before_the_error(door: Door) -> None:
+    peer = await door.greet()
+    for seq in range(2, 202):
+        peer.send(enqueue(), seq)
+    peer.writer.write(PREFIX.pack(15, 1, 0, 1, 7, 3) + b"\xc1\xc1\xc1")
+    (error,) = await answers_until(peer, set(range(2, 202)))
+    assert error.code == "BAD_FRAME"
+
+
+@pytest.mark.parametrize("goodbye", [False, True])
+async def test_who_sends_no_more_gets_the_answers_to_what_it_asked_for(door: Door, goodbye: bool) -> None:
+    peer = await door.greet()
+    for seq in range(2, 802):
+        peer.send(enqueue(), seq)
+    if goodbye:
+        peer.send(m.Bye(), 802)
+    peer.writer.write_eof()
+    assert await answers_until(peer, set(range(2, 802 + goodbye))) == []
+
+
+async def test_who_sends_no_more_is_not_kept_for_a_task_to_end(door: Door) -> None:
+    producer, peer = await door.greet(), await door.greet()
+    made = await producer.ask(enqueue())
+    peer.send(m.Get(made.ids, 60_000), 2)
+    peer.writer.write_eof()
+    assert await peer.is_gone()
+
+
+async def test_a_worker_that_sends_no_more_is_given_no_more_tasks(door: Door) -> None:
+    producer, done, good = await door.greet(), await door.worker(credit=5), await door.worker(credit=1)
+    done.writer.write_eof()
+    assert await done.is_gone()
+    made = await producer.ask(enqueue())
+    assert (await good.message()).ids == made.ids
+
+
+async def test_an_end_waits_for_answers_no_longer_than_it_may(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ANSWERS_S", 0.1)
+    peer = await door.greet()
+    monkeypatch.setattr(Requests, "working", 1)
+    peer.writer.write(PREFIX.pack(15, 1, 0, 1, 7, 3) + b"\xc1\xc1\xc1")
+    assert (await peer.refused()).code == "BAD_FRAME"
 
 
 async def test_a_stale_token_changes_nothing(door: Door) -> None:

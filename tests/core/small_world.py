@@ -19,9 +19,10 @@ from taskq.core import messages as m
 from taskq.core.admission import Limits
 from taskq.core.book import EVERYTHING, Sequence64, Shared
 from taskq.core.grant import waiting_for
+from taskq.core.house import House, Terms
 from taskq.core.line import Budget
 from taskq.core.ring import Ring
-from taskq.core.session import House, Session, Terms
+from taskq.core.session import Session
 from taskq.core.shard import Shard
 from taskq.core.task import PENDING, Task
 from taskq.ids import NIL, make_id, slot_of_queue, split

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from small_world import HEARTBEAT_MS, LEASE_MS, PASS_MS, Job, Worker, World
+import pytest
+from small_world import GRACE_MS, HEARTBEAT_MS, LEASE_MS, PASS_MS, Job, Worker, World
 
+from taskq.core import effects as fx
 from taskq.core import messages as m
+from taskq.core.lease import CUT
 from taskq.core.task import CANCELLED, FAILED, PENDING, RUNNING
 
 OK, LOST = bytes([m.REPORT_OK]), bytes([m.REPORT_LEASE_LOST])
@@ -252,6 +255,122 @@ def test_leases_over_several_queues_end_with_one_record_a_slot() -> None:
     worker.ask(m.Bye())
     slots = [record.slot for record in world.records[before:]]
     assert len(slots) == len(set(slots)) == 2
+    world.check()
+
+
+# ---- cut connections -------------------------------------------------------------------------------------------------------------------
+
+
+def cut(world: World, worker: Worker) -> None:
+    """The connection ends, and nobody comes back until the leases are over."""
+    worker.disconnect()
+    world.live(GRACE_MS + PASS_MS)
+
+
+def test_the_leases_of_a_cut_connection_end_after_the_grace_whenever_it_was_last_heard_of(world: World) -> None:
+    worker, job = held_by(world)
+    world.live(LEASE_MS - PASS_MS)
+    worker.disconnect()
+    world.live(GRACE_MS - PASS_MS)
+    assert worker.resume(world, job).outcomes == bytes([m.KEPT])
+    assert world.task(job.id).state == RUNNING
+
+
+def test_three_outages_of_a_living_worker_fail_no_task(world: World) -> None:
+    worker, job = held_by(world)
+    for outages in range(1, 4):
+        cut(world, worker)
+        assert (world.task(job.id).state, world.task(job.id).crashes) == (PENDING, 1)
+        assert worker.resume(world, job).outcomes == bytes([m.LOST])
+        task = world.task(job.id)
+        assert (task.crashes, task.interruptions) == (0, outages)
+        assert [attempt.outcome for attempt in task.history] == ["interrupted"] * outages
+        worker.take("email")
+        worker.allow(1)
+        worker.beat()
+    assert worker.ack(worker.jobs[-1]) == OK
+    world.check()
+
+
+def test_a_worker_that_is_cut_off_three_times_and_never_comes_back_leaves_a_dead_letter(world: World) -> None:
+    """What kills a whole machine, the keeper too, leaves no other trace than this."""
+    for number in range(1, 4):
+        worker, job = held_by(world, name=f"w{number}")
+        cut(world, worker)
+        assert world.task(job.id).crashes == number
+    task = world.task(job.id)
+    assert (task.state, {attempt.error for attempt in task.history}) == (FAILED, {CUT})
+
+
+def test_the_keeper_of_a_worker_that_was_cut_off_takes_the_blame_off_its_tasks(world: World) -> None:
+    worker, job = held_by(world)
+    cut(world, worker)
+    assert Worker(world, "keeper").ask(m.Keepalive(worker.identity, worker.secret, 1)) == m.Ok()
+    assert (world.task(job.id).crashes, world.task(job.id).interruptions) == (0, 1)
+
+
+@pytest.mark.parametrize(("cause", "crashes"), [("SIGKILL", 1), ("", 0)])
+def test_the_keeper_of_a_worker_that_was_cut_off_may_still_tell_how_it_ended(world: World, cause: str, crashes: int) -> None:
+    worker, job = held_by(world)
+    cut(world, worker)
+    died(world, worker, cause)
+    assert world.task(job.id).crashes == crashes
+
+
+def test_a_worker_that_stood_still_for_a_whole_lease_is_charged_although_it_comes_back(world: World) -> None:
+    """What holds up its worker for so long would do so for ever, if nobody counted."""
+    worker, job = held_by(world)
+    world.live(LEASE_MS + PASS_MS)
+    worker.disconnect()
+    worker.resume(world)
+    worker.beat()
+    assert (world.task(job.id).crashes, world.task(job.id).interruptions) == (1, 0)
+
+
+def test_a_task_with_two_crashes_of_which_one_was_none_need_not_run_alone_any_more(world: World) -> None:
+    first, job = held_by(world)
+    cut(world, first)
+    second, _ = held_by(world, name="w2")
+    died(world, second)
+    assert world.task(job.id).crashes == 2
+    busy = Worker(world, "w3", "other", credit=1)
+    world.enqueue(b"y", queue="other")
+    busy.take("other", "email")
+    assert world.shared.alone or world.shard.queues["email"].apart.waiting
+    first.resume(world)
+    world.check()
+    assert (world.task(job.id).crashes, world.shard.queues["email"].apart.waiting, world.shared.alone) == (1, 0, {})
+    busy.allow(1)
+    assert busy.jobs[-1].id == job.id
+
+
+@pytest.mark.parametrize("end", ["completes", "waits in the store", "is retried far from now"])
+def test_the_blame_is_taken_off_a_task_wherever_it_is_meanwhile(narrow: World, end: str) -> None:
+    worker, job = held_by(narrow)
+    cut(narrow, worker)
+    if end != "waits in the store":
+        other = Worker(narrow, "w2", "email", credit=1)
+        other.ack(other.jobs[0]) if end == "completes" else other.fail(other.jobs[0], how=m.RETRY_AFTER, after_ms=86_400_000)
+    narrow.restart() if end == "waits in the store" else narrow.flushed()
+    narrow.mail.append((0, fx.Command(0, 0, fx.Returned(job.id))))
+    narrow.run()
+    task = narrow.task(job.id)
+    assert (task.crashes, task.interruptions) == ((1, 0) if end == "completes" else (0, 1))
+    narrow.check()
+    narrow.restart()
+    assert narrow.task(job.id).crashes == task.crashes
+
+
+def test_a_task_that_leaves_the_middle_of_those_that_wait_apart_and_comes_back_stands_there_once(world: World) -> None:
+    world.enqueue(b"a", b"b", task_types=["unknown", "send_email"])
+    for number in range(2):
+        worker = Worker(world, f"w{number}", credit=2)
+        worker.take("email", runs=["send_email", "unknown"])
+        worker.beat()
+        died(world, worker)
+    last = Worker(world, "last", "email", credit=1)
+    last.fail(last.jobs[0], how=m.RETRY_AFTER, after_ms=PASS_MS)
+    world.live(2 * PASS_MS)
     world.check()
 
 

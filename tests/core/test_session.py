@@ -12,10 +12,11 @@ from small_world import GRACE_MS, LEASE_MS, NOW_MS, PASS_MS, Peer, Worker, World
 from taskq.core import messages as m
 from taskq.core import session as module
 from taskq.core.gate import AccessToken, Gate, grant_of, text_of
+from taskq.core.requests import Requests
 from taskq.core.scram import Prover
-from taskq.core.session import CLIENT_CHARS_MAX, CLIENT_FIELDS_MAX, NAMES_MAX, Requests, Session
+from taskq.core.session import CLIENT_CHARS_MAX, CLIENT_FIELDS_MAX, NAMES_MAX, Session
 from taskq.core.task import PENDING, RUNNING
-from taskq.errors import AuthFailed, AuthRequired, OutOfOrder, ProtocolError, VersionUnsupported
+from taskq.errors import AuthFailed, AuthRequired, OutOfOrder, ProtocolError, SessionOver, SessionTaken, VersionUnsupported
 from taskq.protocol.frames import Unknown
 
 
@@ -249,6 +250,24 @@ def test_a_seq_that_is_in_use_breaks_the_protocol_and_is_free_after_the_answer(w
     world.run()
 
 
+@pytest.mark.parametrize("message", [m.Enqueued(b"", b"", b"", 0), m.Error("X", "\x01" * 1_000_000), Unknown(0x0777)])
+def test_an_unknown_frame_is_called_by_its_kind_alone(world: World, message: Any) -> None:
+    assert len(world.client.ask(message).message) < 100
+
+
+def test_an_error_without_a_seq_is_the_last_word(world: World) -> None:
+    """A refused frame to which nobody waits for an answer ends the connection; one of an unknown kind goes unnoticed."""
+    silent, refused = greeted(world, "producer"), greeted(world, "producer")
+    silent.receive(0, False, Unknown(0x0777), NOW_MS)
+    refused.receive(0, False, m.Credit(5), NOW_MS)
+    assert (silent.answers, silent.closing) == ([], False)
+    assert ([(seq, answer.code) for seq, answer in refused.answers], refused.closing) == ([(0, "FORBIDDEN")], True)
+
+
+def test_credit_with_a_seq_is_answered(world: World) -> None:
+    assert Worker(world, "w1", "email").ask(m.Credit(5)) == m.Ok()
+
+
 def test_a_request_needs_a_seq(world: World) -> None:
     with pytest.raises(OutOfOrder, match="needs a seq"):
         greeted(world, "producer").receive(0, False, m.Get(bytes(16)), NOW_MS)
@@ -435,8 +454,47 @@ def test_the_newest_connection_wins_and_the_older_one_is_closed(world: World) ->
     assert worker.resume(world, job).outcomes == bytes([m.KEPT])
     assert older.origin not in world.peers
     assert world.shared.consumers[worker.identity].origin == worker.session.origin
-    with pytest.raises(OutOfOrder, match="taken over"):
+    with pytest.raises(SessionTaken, match="taken over"):
         older.receive(50, False, m.Credit(10), world.now_ms)
+
+
+@pytest.mark.parametrize("message", [m.Heartbeat(), m.Consume(["email"], ["send_email"], 1), m.Credit(10), m.Get(bytes(16)), m.Bye()])
+def test_a_connection_whose_session_was_taken_over_or_is_over_is_told_so_whatever_it_sends(world: World, message: Any) -> None:
+    taken, over = Worker(world, "w1", "email", credit=1), Worker(world, "w2", "email", credit=1)
+    loser = taken.session
+    taken.resume(world)
+    Peer(world, "keeper", "k").ask(m.Died(over.identity, over.secret, "SIGKILL"))
+    with pytest.raises(SessionTaken, match="taken over"):
+        loser.receive(50, False, message, world.now_ms)
+    with pytest.raises(SessionOver, match="is over"):
+        over.session.receive(50, False, message, world.now_ms)
+
+
+def test_the_connection_of_a_worker_that_is_said_to_be_dead_is_closed(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1)
+    Peer(world, "keeper", "k").ask(m.Died(worker.identity, worker.secret, "SIGKILL"))
+    assert not worker.connected
+
+
+def test_of_two_connections_that_resume_a_session_at_once_the_later_has_it_and_the_other_is_closed(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1)
+    worker.disconnect()
+    first, second = Worker(world, "w1"), Worker(world, "w1")
+    for each in (first, second):
+        each.say(m.Resume(worker.identity, worker.secret, 0))
+    world.run()
+    assert (first.connected, second.connected) == (False, True)
+    assert world.shared.consumers[worker.identity].origin == second.session.origin
+
+
+def test_a_session_that_ends_while_it_is_resumed_is_told_as_over(world: World) -> None:
+    worker = Worker(world, "w1", "email", credit=1)
+    worker.disconnect()
+    again, keeper = Worker(world, "w1"), Peer(world, "keeper", "k")
+    again.say(m.Resume(worker.identity, worker.secret, 0))
+    keeper.say(m.Died(worker.identity, worker.secret, "SIGKILL"))
+    world.run()
+    assert again.answers[again.seq].code == "SESSION_OVER" and again.session.closing
 
 
 def test_between_resume_and_its_answer_nothing_is_delivered(world: World) -> None:

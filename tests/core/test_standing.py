@@ -8,6 +8,7 @@ from small_world import HEARTBEAT_MS, LEASE_MS, Worker, World
 from taskq.core import messages as m
 from taskq.core.standing import BEATS_MAX
 from taskq.core.task import RUNNING
+from taskq.errors import SessionTaken
 
 
 def pulse(world: World, worker: Worker, *, beats: int = 1, **fields: int) -> m.Beat:
@@ -81,7 +82,8 @@ def test_a_connection_that_was_taken_over_cannot_speak_for_the_account(world: Wo
     worker.resume(world)
     worker.take("email")
     world.enqueue(b"1")
-    old.receive(99, False, m.Heartbeat(0, b"", allowed=5), world.now_ms)
+    with pytest.raises(SessionTaken):
+        old.receive(99, False, m.Heartbeat(0, b"", allowed=5), world.now_ms)
     world.run()
     assert not worker.jobs
 

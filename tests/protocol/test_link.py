@@ -340,6 +340,22 @@ class TestWorker:
         assert link.session == b"n" * 16 and link.received == 0 and not link.held
         assert [(type(frame.message), frame.flags) for frame in link.take()] == [(m.Ack, RESENT)], "its answer tells the fate of the first token"
 
+    @pytest.mark.parametrize("code", ["SESSION_TAKEN", "SESSION_OVER"])
+    def test_a_session_that_was_taken_or_is_over_is_not_resumed_again(self, code: str) -> None:
+        link = worker()
+        link.receive(Frame(0, 0, deliver(1, *TOKENS[:1])), 0)
+        link.request(m.Get(b"i" * 16), "asked")
+        link.take()
+        (closed,) = link.receive(Frame(0, 0, m.Error(code, "gone")), 0)
+        assert isinstance(closed, Closed) and closed.error.code == code and not closed.error.retryable
+        for _ in range(STRIKES_MAX):
+            assert link.lost() == []
+            link.opened(0)
+            (ready,) = link.receive(Frame(0, seq_of(link, m.Hello), welcome(b"n" * 16)), 0)
+            assert isinstance(ready, Ready) and not ready.resumed
+            assert link.session == b"n" * 16 and not link.held
+            link.receive(Frame(0, 0, m.Error(code, "gone")), 0)
+
     def test_resumed_must_answer_every_token(self) -> None:
         link = worker()
         answer(link, 0, deliver(1, *TOKENS[:2]))

@@ -18,9 +18,9 @@ from taskq.clock import SystemClock
 from taskq.config import BrokerConfig
 from taskq.core import records as r
 from taskq.core.effects import Command, Effects, Forgotten, Reply
+from taskq.core.house import House, Terms
 from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
-from taskq.core.session import House, Terms
 from taskq.core.shard import Shard
 from taskq.ids import slot_of_id
 from taskq.node import GRACE_OF_LEASE, LOCAL_ORIGIN, Node

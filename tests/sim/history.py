@@ -211,6 +211,9 @@ class Model:
         record: r.Ended = fact.record
         rows = zip(split(record.ids, 16), record.outcomes, record.states, record.dues_ms, strict=True)
         for task_id, outcome, code, due_ms in rows:
+            if outcome == "excused":
+                self._excused(task_id, code)
+                continue
             task = self._expect(task_id, ("running",), f"the end ({outcome})")
             self._end(task, outcome)
             task.state, task.due_ms = STATES[code], due_ms
@@ -222,6 +225,14 @@ class Model:
                 raise Violation(f"task {task_id.hex()} has failed {task.attempts} of {task.max_attempts} times and is {task.state}")
             if task.crashes >= 3 and task.state not in FINAL:
                 raise Violation(f"task {task_id.hex()} has killed {task.crashes} workers and is {task.state}")
+
+    def _excused(self, task_id: bytes, code: int) -> None:
+        """A crash that was none: the task stays where it is."""
+        task = self._expect(task_id, ("running", "pending", *TIMED), "the word that a crash was none")
+        if task.state != STATES[code] or not task.crashes:
+            raise Violation(f"task {task_id.hex()} is {task.state} with {task.crashes} crashes, and was excused as {STATES[code]}")
+        task.crashes -= 1
+        task.interruptions += 1
 
     def _promoted(self, fact: Fact) -> None:
         record: r.Promoted = fact.record

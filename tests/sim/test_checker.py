@@ -28,7 +28,7 @@ from taskq.core.idtime import IdTime
 from taskq.core.line import Line
 from taskq.core.queue import Queue
 from taskq.core.records import Ended
-from taskq.core.session import Requests
+from taskq.core.requests import Requests
 from taskq.core.task import FAILED, FINAL, PENDING, RUNNING
 from taskq.ids import ID_BYTES, split
 from taskq.storage import journal
