@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from taskq.cli.flags import FORMATS, HELP, settings_flags, start_errors
+from taskq.cli.streams import open_streams, say
 from taskq.config import BrokerConfig, load, unknown_in_environment
 from taskq.errors import ConfigError, StartError
 
@@ -45,6 +46,7 @@ def broker(config: str | None, **flags: Any) -> NoReturn:
     Each setting can also stand in a TOML file (shards = 8) and in the environment (TASKQ_SHARDS=8). A flag wins over the environment, the
     environment over the file.
     """
+    open_streams()
     with start_errors("taskq-broker"):
         file = config_file(config)
         settings = load(BrokerConfig, flags, os.environ, file)
@@ -91,10 +93,9 @@ async def serve(config: BrokerConfig) -> int:
     except OSError as error:
         raise StartError(f"cannot start: {error}; another address can be given with --listen and --http, another folder with --data") from error
     node.failed.add_done_callback(end_on_crash)
-    if config.tls:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificate, node)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_certificate if config.tls else ignore_hangup, node)
     rest_from_collections()
-    print(ready_line(config, node), flush=True)
+    say(ready_line(config, node))
     await stop.get()
     await drain(node, config.drain, asyncio.ensure_future(stop.get()))
     await node.stop()
@@ -139,6 +140,13 @@ def reload_certificate(node: Node) -> None:
         log.error("the certificate was not read again, the old one stays: %s", error)
     else:
         log.info("the certificate was read again")
+
+
+def ignore_hangup(node: Node) -> None:
+    """SIGHUP without TLS: a terminal was closed, or a service manager asks to read again; there is nothing to read."""
+    import logging
+
+    logging.getLogger("taskq.broker").info("SIGHUP: there is no certificate to read again, the broker goes on")
 
 
 def end_on_crash(failed: asyncio.Future[None]) -> None:

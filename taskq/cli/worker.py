@@ -10,6 +10,7 @@ import attrs
 import click
 
 from taskq.cli.flags import FORMATS, HELP, TOKEN_FILE_HELP, settings_flags, start_errors, token_from
+from taskq.cli.streams import open_streams
 from taskq.config import NAMES, PATH, PATH_OR_NONE, TEXT, YES_OR_NO, choice, duration, integer, load, setting
 from taskq.worker.settings import WorkerConfig
 
@@ -40,10 +41,11 @@ class WorkerSettings:
 def worker(context: click.Context, /, **flags: Any) -> NoReturn:
     """A worker: takes tasks from the broker and runs the Python functions of an app.
 
-    SIGTERM lets running tasks end within --drain and hands back the rest; a second one stops at once.
+    SIGTERM, SIGINT and SIGHUP let running tasks end within --drain and hand back the rest; a second SIGTERM, or SIGQUIT, stops at once.
     """
     if context.args:
         raise click.UsageError(f"unexpected argument {context.args[0]!r}; the module of the tasks is given with --app {context.args[0]}")
+    open_streams()
     with start_errors("taskq-worker"):
         settings = load(WorkerSettings, flags, os.environ)
         if settings.app is None:

@@ -6,8 +6,10 @@
 
 Rules:
 - A runner that exists and is not stopped is renewed, whatever holds its loop or its GIL; up to the deliveries that it says it has received.
-- A death that was not asked for is told to the broker at once, with its cause, and the runner is started again, after a pause that grows.
+- A runner that does not say that it ends in order has died, whatever its exit code.  A death that was not asked for is told to the broker at once,
+  with its cause; what the runner has left behind is killed; it is started again, after a pause that grows.  So is one that could not be started.
 - A runner that has to be killed while it stops takes no blame for its tasks: they are given back uncharged.
+- SIGTERM and SIGINT drain, and the second of them stops at once; SIGHUP drains, unless it was ignored at the start (nohup); SIGQUIT stops at once.
 - What no restart can cure (an app that cannot be imported, a refused subscription) ends the worker with that error; with --reload it waits for
   a change of the code.
 - A bug in here ends the worker at once, with exit code 70, and gives its tasks back uncharged: a runner that nobody guards must not go on.
@@ -22,11 +24,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Coroutine
+from contextlib import ExitStack, suppress
 from time import monotonic, monotonic_ns
-from typing import Any, cast
+from typing import Any
 
 import attrs
 
@@ -36,9 +37,23 @@ from taskq.errors import BrokerUnavailable, TaskqError
 from taskq.printable import printable_lines
 from taskq.protocol.link import Closed, Event
 from taskq.worker import reload
+from taskq.worker.family import Family, stat_of
+from taskq.worker.line import Line
 from taskq.worker.page import Page
 from taskq.worker.parent import cause_of_death
-from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, RESTART_MAX_S, RESTART_MIN_S, STEADY_S, STOP_GRACE_S, WorkerConfig, log_to_stderr
+from taskq.worker.settings import (
+    AT_ONCE,
+    DRAIN,
+    EXIT_BUG,
+    EXIT_DIED,
+    EXIT_FATAL,
+    RESTART_MAX_S,
+    RESTART_MIN_S,
+    STEADY_S,
+    STOP_GRACE_S,
+    WorkerConfig,
+    log_to_stderr,
+)
 
 log = logging.getLogger("taskq.worker.keeper")
 
@@ -54,12 +69,8 @@ NOT_RUNNING = ("", "T", "t", "Z", "X", "x")
 
 
 def state_of(pid: int) -> str:
-    """The letter in /proc/PID/stat, "" if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[0]
+    """The letter of its state, "" if there is none."""
+    return "".join(stat_of(pid)[:1])
 
 
 def runs(pid: int) -> bool:
@@ -67,55 +78,33 @@ def runs(pid: int) -> bool:
     return state_of(pid) not in NOT_RUNNING
 
 
-class RunnerLine(asyncio.Protocol):
-    """The pipe to the runner."""
-
-    def __init__(self, told: Callable[[dict[str, Any]], None]) -> None:
-        self._told = told
-        self._rest = b""
-        self._transport: asyncio.Transport | None = None
-        self.closed = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for text in lines:
-            self._told(json.loads(text))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closed.set()
-
-    def stop(self, level: int) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(json.dumps({"stop": level}).encode() + b"\n")
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-
-@attrs.define
+@attrs.define(eq=False)
 class Child:
     """A runner and what it said.  `received`: its deliveries, once it is dead.  `fatal`: why no runner can work; `killed`: why the keeper
-    has killed it."""
+    has killed it; `silent`: it has closed its pipe."""
 
-    process: asyncio.subprocess.Process
-    line: RunnerLine
+    pid: int
+    end: asyncio.Future[int]
+    line: Line
     page: Page
     started_s: float
+    silent: asyncio.Event
     session: bytes = b""
     secret: bytes = b""
     heartbeat_ms: int = HEARTBEAT_MS
     received: int = 0
     fatal: str = ""
     killed: str = ""
+    last_words: str = ""
+    in_order: bool = False
 
     def kill(self, why: str) -> None:
         self.killed = why
         with suppress(ProcessLookupError):
-            self.process.kill()
+            os.kill(self.pid, signal.SIGKILL)
+
+    def stop(self, level: int) -> None:
+        self.line.say({"stop": level})
 
 
 class Keeper:
@@ -132,6 +121,7 @@ class Keeper:
         self._code_changed = asyncio.Event()
         self._missed = 0
         self._farewells: set[asyncio.Task[None]] = set()
+        self._family = Family()
         self._channel = self._connect()
 
     def _connect(self) -> Channel:
@@ -148,9 +138,7 @@ class Keeper:
 
     async def run(self) -> int:
         """Keep a runner until told to stop; the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+        self._take_signals(asyncio.get_running_loop())
         watch = self._guard(self._watch_code()) if self._config.reload else None
         try:
             return await self._keep()
@@ -161,24 +149,29 @@ class Keeper:
                 await asyncio.wait(self._farewells, timeout=FAREWELL_S)
             await self._channel.stop(bye=False)
 
+    def _take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGQUIT, self._stop, AT_ONCE)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self._stop, DRAIN)
+
     async def _keep(self) -> int:
         pause_s = RESTART_MIN_S
         while True:
             self._code_changed.clear()
             child = await self._spawn()
-            code = await self._live_with(child)
+            steady = await self._live_with(child) if child is not None else False
             restart, self._restarting = self._restarting, False
-            if child.fatal:
+            if child is not None and child.fatal:
                 if not self._config.reload or self._level:
                     return EXIT_FATAL
                 await self._code_or_stop()
-            elif code != 0:
-                self._tell_death(child, code, restart)
-            if self._level or (code == 0 and not restart):
+            if self._level or (child is not None and child.in_order and not restart):
                 return self._code
-            if code == 0 or child.fatal or restart:
+            if child is not None and (child.in_order or child.fatal or restart):
                 continue
-            pause_s = RESTART_MIN_S if monotonic() - child.started_s > STEADY_S else min(RESTART_MAX_S, pause_s * 2)
+            pause_s = RESTART_MIN_S if steady else min(RESTART_MAX_S, pause_s * 2)
             log.warning("the runner is started again in %g s", pause_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
@@ -187,10 +180,14 @@ class Keeper:
 
     def _signalled(self) -> None:
         """The first signal drains, the second stops at once."""
-        self._level = min(2, self._level + 1)
-        self._stopping.set()
-        log.info("stopping" if self._level == 1 else "stopping at once")
-        self._ask_to_stop(self._level)
+        self._stop(min(AT_ONCE, self._level + 1))
+
+    def _stop(self, level: int) -> None:
+        if level > self._level:
+            self._level = level
+            self._stopping.set()
+            log.info("stopping" if level == DRAIN else "stopping at once")
+            self._ask_to_stop(level)
 
     def _guard(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -201,7 +198,7 @@ class Keeper:
         if guard.cancelled() or guard.exception() is None:
             return
         log.critical("bug in the keeper, the worker ends", exc_info=guard.exception())
-        self._code, self._level = EXIT_BUG, 2
+        self._code, self._level = EXIT_BUG, AT_ONCE
         self._stopping.set()
         if self._child is not None:
             self._child.kill("stopping")
@@ -209,8 +206,8 @@ class Keeper:
     def _ask_to_stop(self, level: int) -> None:
         child = self._child
         if child is not None:
-            child.line.stop(level)
-            grace_s = STOP_GRACE_S + (self._config.drain_s if level == 1 else 0.0)
+            child.stop(level)
+            grace_s = STOP_GRACE_S + (self._config.drain_s if level == DRAIN else 0.0)
             asyncio.get_running_loop().call_later(grace_s, self._enforce_stop, child)
 
     def _enforce_stop(self, child: Child) -> None:
@@ -220,26 +217,32 @@ class Keeper:
 
     # ---- one runner
 
-    async def _spawn(self) -> Child:
-        ours, theirs = socket.socketpair()
-        page = Page()
-        with theirs:
-            start = {"config": self._config.dump(), "pipe_fd": theirs.fileno(), "page_fd": page.fd, "keeper_pid": os.getpid()}
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "taskq.worker.launch",
-                json.dumps(start),
-                pass_fds=[theirs.fileno(), page.fd],
-                env={**os.environ, "TASKQ_TOKEN": self._config.token},
-            )
-        line = RunnerLine(self._told)
-        self._child = child = Child(process, line, page, monotonic())
+    async def _spawn(self) -> Child | None:
+        """A runner, or None if there can be none now."""
+        with ExitStack() as undo:
+            try:
+                ours, theirs = socket.socketpair()
+                undo.callback(ours.close)
+                with theirs:
+                    page = Page()
+                    undo.callback(page.close)
+                    pid, end = self._launch(theirs.fileno(), page.fd)
+            except OSError as error:
+                log.error("the runner cannot be started: %s", error)
+                return None
+            undo.pop_all()
+        silent = asyncio.Event()
+        line = Line(self._told, silent.set)
+        self._child = child = Child(pid, end, line, page, monotonic(), silent)
         await asyncio.get_running_loop().create_unix_connection(lambda: line, sock=ours)
         if self._level:
             self._ask_to_stop(self._level)
         return child
+
+    def _launch(self, pipe_fd: int, page_fd: int) -> tuple[int, asyncio.Future[int]]:
+        start = {"config": self._config.dump(), "pipe_fd": pipe_fd, "page_fd": page_fd, "keeper_pid": os.getpid()}
+        command = [sys.executable, "-P", "-m", "taskq.worker.launch", json.dumps(start)]
+        return self._family.start(command, (pipe_fd, page_fd), {**os.environ, "TASKQ_TOKEN": self._config.token})
 
     def _told(self, fields: dict[str, Any]) -> None:
         child = self._child
@@ -247,30 +250,38 @@ class Keeper:
             return
         if "fatal" in fields:
             child.fatal = fields["fatal"]
-            print(f"taskq-worker: {printable_lines(child.fatal)}", file=sys.stderr, flush=True)
-        else:
+            with suppress(OSError):  # nobody reads what is said there any more
+                print(f"taskq-worker: {printable_lines(child.fatal)}", file=sys.stderr, flush=True)
+        elif "session" in fields:
             child.session, child.secret = bytes.fromhex(fields["session"]), bytes.fromhex(fields["secret"])
             child.heartbeat_ms = fields["heartbeat_ms"]
+        else:
+            child.in_order = fields.get("in_order", False)
+            child.last_words = fields.get("last_words", "")
 
-    async def _live_with(self, child: Child) -> int:
-        """Guard the runner until it ends; its return code."""
+    async def _live_with(self, child: Child) -> bool:
+        """Guard the runner until it ends; whether it has worked for long."""
         guards = [self._guard(self._renew(child)), self._guard(self._enforce_deadlines(child))]
-        code = await child.process.wait()
+        code = await child.end
         for guard in guards:
             guard.cancel()
         await asyncio.gather(*guards, return_exceptions=True)
         with suppress(TimeoutError):
-            await asyncio.wait_for(child.line.closed.wait(), LAST_WORDS_S)
+            await asyncio.wait_for(child.silent.wait(), LAST_WORDS_S)
         self._child = None
         child.line.close()
         child.received = child.page.received
         child.page.close()
-        return code
+        child.in_order = child.in_order and code == 0
+        if not child.in_order and not child.fatal:
+            self._tell_death(child, code)
+        await self._family.sweep(child.pid)
+        return monotonic() - child.started_s > STEADY_S
 
     async def _renew(self, child: Child) -> None:
         while True:
             await asyncio.sleep(child.heartbeat_ms / 1000 if child.session else WATCH_S)
-            if child.session and runs(child.process.pid):
+            if child.session and runs(child.pid):
                 await self._keepalive(child)
 
     async def _keepalive(self, child: Child) -> None:
@@ -290,18 +301,20 @@ class Keeper:
     async def _enforce_deadlines(self, child: Child) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            if child.page.overdue(monotonic_ns()) and state_of(child.process.pid) not in STOPPED:
+            if child.page.overdue(monotonic_ns()) and state_of(child.pid) not in STOPPED:
                 log.error("a task holds the runner beyond its timeout; the runner is killed")
                 child.kill("a task held the worker beyond its timeout")
                 return
 
-    def _tell_death(self, child: Child, code: int, restarting: bool) -> None:
+    def _tell_death(self, child: Child, code: int) -> None:
         """A runner that was killed because it should stop is nobody's fault: an empty cause gives its tasks back uncharged."""
         cause = cause_of_death(code)
-        if child.killed == "stopping" or (child.killed and (restarting or self._level)):
+        if child.killed == "stopping" or (child.killed and (self._restarting or self._level)):
             cause = ""
-        elif child.killed:
-            cause = f"{cause}: {child.killed}"
+        elif child.killed or child.last_words:
+            cause = f"{cause}: {child.killed or child.last_words}"
+        if self._level and cause:
+            self._code = EXIT_DIED
         log.warning("the runner died: %s", cause or "killed while it was stopping")
         if child.session:
             task = asyncio.get_running_loop().create_task(self._send_death(child, cause))
@@ -324,7 +337,7 @@ class Keeper:
             self._code_changed.set()
             if self._child is not None and not self._level:
                 self._restarting = True
-                self._ask_to_stop(1)
+                self._ask_to_stop(DRAIN)
 
     async def _code_or_stop(self) -> None:
         """Wait for a change of the code, or for a signal."""

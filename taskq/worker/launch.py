@@ -1,7 +1,7 @@
 """The runner as a process: `python -m taskq.worker.launch '{…}'`, started by the keeper, with a pipe to it and the shared page.
 
-It dies with its keeper, imports the app, and leaves with an exit code: 0 after an orderly stop.  Only here are loop, garbage collector and
-signals set up, since here the process belongs to the worker.
+It dies with its keeper and imports the app.  It says on the pipe that it ends in order; every other end is a death, whatever its exit code.  Only
+here are loop, garbage collector and signals set up, since here the process belongs to the worker.
 """
 
 from __future__ import annotations
@@ -10,38 +10,26 @@ import asyncio
 import atexit
 import gc
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import attrs
 
 from taskq.trust import CA_VARIABLE
+from taskq.worker.line import Line, line
 from taskq.worker.loading import AppLike, NoApp, explain, load_app
 from taskq.worker.page import Page
 from taskq.worker.parent import die_with_parent, leave_to_parent
 from taskq.worker.runner import Runner
-from taskq.worker.settings import EXIT_FATAL, GC_THRESHOLDS, WorkerConfig, log_to_stderr
+from taskq.worker.settings import DRAIN, EXIT_DIED, EXIT_FATAL, GC_THRESHOLDS, WorkerConfig, log_to_stderr
 
-
-class KeeperLine(asyncio.Protocol):
-    """The pipe to the keeper: JSON objects, one a line.  A runner whose keeper is gone ends at once."""
-
-    def __init__(self, stop: Callable[[int], None]) -> None:
-        self._stop = stop
-        self._rest = b""
-
-    def data_received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._stop(json.loads(line)["stop"])
-
-    def connection_lost(self, error: Exception | None) -> None:
-        os._exit(1)
+log = logging.getLogger("taskq.worker")
 
 
 @attrs.frozen
@@ -57,14 +45,10 @@ class RunnerStart:
 async def _work(config: WorkerConfig, app: AppLike, page: Page, pipe: socket.socket) -> int:
     runner = Runner(config, app, page, lambda fields: pipe.sendall(line(fields)))
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, runner.signalled)
-    # the loop reads a duplicate, so that it never writes what is sent here
-    await loop.create_unix_connection(lambda: KeeperLine(runner.stop), sock=pipe.dup())
+    loop.add_signal_handler(signal.SIGTERM, runner.stop, DRAIN)
+    # the loop reads a duplicate, so that it never writes what is sent here; a runner whose keeper is gone ends at once
+    await loop.create_unix_connection(lambda: Line(lambda fields: runner.stop(fields["stop"]), lambda: os._exit(1)), sock=pipe.dup())
     return await runner.run()
-
-
-def line(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields).encode() + b"\n"
 
 
 def _load(config: WorkerConfig, pipe: socket.socket) -> AppLike:
@@ -98,7 +82,7 @@ def _leave(code: int) -> NoReturn:
 def main() -> NoReturn:
     start = RunnerStart(**json.loads(sys.argv[1]))
     die_with_parent(start.keeper_pid)
-    leave_to_parent(signal.SIGINT)
+    leave_to_parent(signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
     for fd in (start.pipe_fd, start.page_fd):
         os.set_inheritable(fd, False)
     log_to_stderr()
@@ -110,8 +94,22 @@ def main() -> NoReturn:
     app = _load(config, pipe)
     _tune_memory()
     with asyncio.Runner(loop_factory=loop_factory()) as loop:
-        code = loop.get_loop().run_until_complete(_work(config, app, Page(start.page_fd), pipe))
+        try:
+            code = loop.get_loop().run_until_complete(_work(config, app, Page(start.page_fd), pipe))
+        except BaseException as error:
+            _break_off(error, pipe)
+        if code == 0:
+            pipe.sendall(line({"in_order": True}))
         _leave(code)
+
+
+def _break_off(error: BaseException, pipe: socket.socket) -> NoReturn:
+    """What a callback or a background task of the app has raised (`sys.exit()`) ended the loop under all that runs: a crash."""
+    what = f"{type(error).__name__} was raised in a callback or a background task of the event loop"
+    log.critical("%s; the runner ends", what, exc_info=error)
+    with suppress(OSError):
+        pipe.sendall(line({"last_words": what}))
+    _leave(EXIT_DIED)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

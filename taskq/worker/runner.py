@@ -118,10 +118,6 @@ class Runner:
             self._level = level
             self._changed.set()
 
-    def signalled(self) -> None:
-        """SIGTERM: the first drains, the second stops at once."""
-        self.stop(self._level + 1)
-
     def _failed(self, error: BaseException) -> None:
         """A bug of the worker itself: nothing can be trusted, the keeper starts a new runner."""
         log.critical("bug in the worker, the runner ends", exc_info=error)

@@ -18,7 +18,11 @@ GRACE_S = 30.0
 # the keeper waits so long for a runner that was told to stop, beyond its drain time
 STOP_GRACE_S = 10.0
 RESTART_MIN_S, RESTART_MAX_S, STEADY_S = 0.5, 30.0, 60.0
-# exit codes: what no restart can cure, like an app that cannot be imported (EX_CONFIG of sysexits.h); a bug of the worker (EX_SOFTWARE)
+# how a worker is asked to stop: its tasks have time to end, or none
+DRAIN, AT_ONCE = 1, 2
+# exit codes: the runner died, and no other one was wanted; what no restart can cure, like an app that cannot be imported (EX_CONFIG of
+# sysexits.h); a bug of the worker (EX_SOFTWARE)
+EXIT_DIED = 1
 EXIT_FATAL = 78
 EXIT_BUG = 70
 GC_THRESHOLDS = (50_000, 20, 50)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
-from programs import ON_FREE_PORTS, READY, Run, Start
+from programs import IN_CODE, ON_FREE_PORTS, READY, Run, Spawn, Start
 
 from taskq import Client
 from taskq.config import BrokerConfig, settings_of
@@ -143,3 +144,30 @@ def test_no_file_stays_open_for_others_after_a_crash(start: Start) -> None:
     os.kill(int(first.wait_for(READY)["pid"]), signal.SIGKILL)
     assert first.end() == -signal.SIGKILL
     assert start("broker", *ON_FREE_PORTS).wait_for(READY)
+
+
+def test_a_terminal_that_is_closed_does_not_end_a_broker_without_tls(start: Start) -> None:
+    broker = start("broker", *ON_FREE_PORTS)
+    broker.wait_for(READY)
+    broker.signal(signal.SIGHUP)
+    broker.wait_for("SIGHUP: there is no certificate to read again, the broker goes on", "stderr")
+    assert broker.stop() == 0
+
+
+def listens(address: tuple[str, int]) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(address) == 0
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">&-", "> >(true)"])
+def test_a_broker_works_without_standard_streams_and_gives_their_numbers_to_nothing_else(spawn: Spawn, streams: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+    command = [sys.executable, "-c", IN_CODE.format("broker"), "--listen", "{}:{}".format(*address), "--http", "127.0.0.1:0"]
+    broker = spawn(["bash", "-c", f'exec "$@" {streams}', "bash", *command])
+    while not listens(address):
+        assert broker.process.poll() is None
+    opened = [os.readlink(f"/proc/{broker.process.pid}/fd/{fd}") for fd in range(3)]
+    assert not any(target.startswith("socket:") for target in opened)
+    assert broker.stop() == 0

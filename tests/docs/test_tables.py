@@ -39,7 +39,7 @@ from taskq.gateway.http1 import HttpLimits
 from taskq.node import _tcp_limits
 from taskq.options import CHECKS
 from taskq.protocol.guard import DEPTH_MAX
-from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
+from taskq.worker.settings import EXIT_BUG, EXIT_DIED, EXIT_FATAL, GRACE_S, RESTART_MAX_S, RESTART_MIN_S
 
 OPERATIONS = read("docs/operations.md")
 LIFECYCLE = read("docs/task-lifecycle.md")
@@ -193,7 +193,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     told = {program: sorted(int(code) for name, code, _ in rows if name == program) for program in {row[0] for row in rows}}
     starts = {cls.exit_code for cls in (errors.StartError, *errors.StartError.__subclasses__())}
     assert told["`taskq-broker`"] == sorted({0, EXIT_CRASH, *starts})
-    assert told["`taskq-worker`"] == sorted({0, EXIT_BUG, EXIT_FATAL})
+    assert told["`taskq-worker`"] == sorted({0, EXIT_DIED, EXIT_BUG, EXIT_FATAL})
     assert told["`taskq`"] == sorted({0, people.EXIT_FAILED, people.EXIT_UNAVAILABLE})
     assert told["all"] == [people.EXIT_USAGE]
     assert f"grows from {RESTART_MIN_S:g} s to {RESTART_MAX_S:g} s" in " ".join(OPERATIONS.split())

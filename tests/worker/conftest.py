@@ -204,7 +204,7 @@ class Worker:
         assert self.process is not None
         async with asyncio.timeout(20):
             _, errors = await self.process.communicate()
-        return self.process.returncode or 0, errors.decode()
+        return self.process.returncode or 0, (errors or b"").decode()
 
     async def stop(self) -> tuple[int, str]:
         assert self.process is not None
