@@ -26,6 +26,7 @@ from taskq.core.records import column
 from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError, VersionUnsupported
 from taskq.protocol.link import CLOSED, GREETING, PROVING, REPORTS, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
 from taskq.worker.context import Serving
+from taskq.worker.growth import Growth, resident_meter
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
 from taskq.worker.page import Page
@@ -65,6 +66,7 @@ class Runner:
             self._concurrency = min(config.concurrency, os.cpu_count() or 1)  # more would wait here for a child while other workers are idle
         self._reports = Reports()
         self._refusals = Refusals()
+        self._growth = Growth(resident_meter())
         self._flushing = False
         self._taking = False
         self._leaving = False
@@ -320,6 +322,7 @@ class Runner:
     def _flush(self) -> None:
         self._flushing = False
         self._send(self._reports.take())
+        self._growth.check()
         self._give_credit()
         self._channel.flush()
         self._changed.set()
@@ -345,6 +348,7 @@ class Runner:
         while True:
             self._guard.check()
             self._bench.relieve()
+            self._growth.check()
             self._tell_absence()
             await asyncio.sleep(PULSE_S)
 
