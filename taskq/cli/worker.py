@@ -12,6 +12,7 @@ import click
 from taskq.cli.flags import FORMATS, HELP, TOKEN_FILE_HELP, settings_flags, start_errors, token_from
 from taskq.cli.streams import open_streams
 from taskq.config import NAMES, PATH, PATH_OR_NONE, TEXT, YES_OR_NO, choice, duration, integer, load, setting
+from taskq.worker.logs import FORMATS as FORMATS_OF_LOGS
 from taskq.worker.settings import WorkerConfig
 
 
@@ -28,6 +29,10 @@ class WorkerSettings:
     drain: float = setting(25.0, duration(0, 86_400), "How long running tasks may go on after SIGTERM; the rest is handed back.")
     name: str = setting("", TEXT, "The name in lists of workers.", empty="HOST:PID")
     reload: bool = setting(False, YES_OR_NO, "Start again when the app's code changes (for development; needs watchfiles).")
+    log_level: str | None = setting(
+        None, choice("debug", "info", "warning", "error"), "What is logged, on stderr.", empty="info, or as the app configures its logging"
+    )
+    log_format: str = setting("text", choice(*FORMATS_OF_LOGS), "How: lines for people, or one JSON object a line; an app's own format wins.")
     token_file: str | None = setting(None, PATH, TOKEN_FILE_HELP, empty="TASKQ_TOKEN")
 
     def config(self) -> WorkerConfig:

@@ -260,6 +260,8 @@ def _deliver(queue: str, record: Granted, tasks: list[Task]) -> m.Deliver:
         encodings=[option.encoding for option in told],
         attempts=attempts[:1] if attempts.count(attempts[0]) == len(attempts) else attempts,
         timeouts_ms=[option.timeout_ms for option in told],
+        max_attempts=[option.max_attempts for option in told],
+        retries=[list(option.retry) for option in told],
     )
 
 

@@ -226,7 +226,8 @@ class Credit:
 @attrs.define
 class Deliver:
     """The broker hands tasks of one queue to the session, each under a lease.  `first` is the delivery number of the first one, counted from 1 over
-    the session.  `task_types`, `encodings`, `attempts`, `timeouts_ms` are columns."""
+    the session.  `task_types`, `encodings`, `attempts`, `timeouts_ms`, `max_attempts` and `retries` are columns; the last two are for people, so that
+    a worker can say whether and when a task that failed is tried again; 0 and nil: not told."""
 
     payloads: list[Payload]
     queue: str
@@ -237,6 +238,8 @@ class Deliver:
     encodings: list[int]
     attempts: list[int]
     timeouts_ms: list[int]
+    max_attempts: list[int] = attrs.field(factory=lambda: [0])
+    retries: list[Any] = attrs.field(factory=lambda: [None])
 
 
 @attrs.define

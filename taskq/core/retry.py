@@ -12,6 +12,10 @@ EXPONENT_MAX = 64
 
 def backoff_ms(policy: tuple[int, float, int], failures: int, rng: random.Random) -> int:
     """The delay after this many failures (≥ 1), in ms; `policy` is (base_ms, factor, cap_ms)."""
+    return round(rng.uniform(0.0, ceiling_ms(policy, failures)))
+
+
+def ceiling_ms(policy: tuple[int, float, int], failures: int) -> float:
+    """The longest that the delay can be."""
     base_ms, factor, cap_ms = policy
-    ceiling = min(float(cap_ms), base_ms * factor ** min(failures - 1, EXPONENT_MAX))
-    return round(rng.uniform(0.0, ceiling))
+    return min(float(cap_ms), base_ms * factor ** min(failures - 1, EXPONENT_MAX))

@@ -21,6 +21,7 @@ import msgpack
 from taskq.worker.context import CURRENT, SERVING, Serving
 from taskq.worker.job import Handback, Job, Outcome
 from taskq.worker.loading import explain, load_app
+from taskq.worker.logs import Logging
 from taskq.worker.parent import die_with_parent, leave_to_parent
 from taskq.worker.registry import TaskDefinition, Verdict
 from taskq.worker.threads import call
@@ -37,10 +38,17 @@ class ChildStart:
     fd: int
     parent_pid: int
     queues: list[str]
+    logging: Logging
+
+    @classmethod
+    def load(cls, text: str) -> ChildStart:
+        fields = json.loads(text)
+        return cls(**{**fields, "logging": Logging(**fields["logging"])})
 
 
 def pack_job(job: Job) -> bytes:
-    return pack([job.id, job.token, job.queue, job.task_type, job.encoding, job.attempt, job.timeout_ms, bytes(job.payload), job.deadline_s])
+    about = [job.attempt, job.timeout_ms, job.deadline_s, job.max_attempts, job.retry]
+    return pack([job.id, job.token, job.queue, job.task_type, job.encoding, bytes(job.payload), *about])
 
 
 def pack_outcome(outcome: Outcome) -> bytes:
@@ -64,13 +72,15 @@ def pack(fields: list[Any]) -> bytes:
 
 
 def main() -> None:
-    start = ChildStart(**json.loads(sys.argv[1]))
+    start = ChildStart.load(sys.argv[1])
     leave_to_parent(signal.SIGTERM, signal.SIGINT)
     die_with_parent(start.parent_pid)
     pipe = socket.socket(fileno=start.fd)
     os.set_inheritable(start.fd, False)
     try:
+        start.logging.start()
         tasks = load_app(start.app).tasks
+        start.logging.settle()
     except BaseException as error:
         pipe.sendall(pack([BROKEN, explain(error)]))
         return
@@ -82,8 +92,8 @@ def main() -> None:
 
 
 def _run(tasks: dict[str, TaskDefinition], queues: list[str], fields: list[Any]) -> Outcome:
-    task_id, token, queue, task_type, encoding, attempt, timeout_ms, payload, deadline_s = fields
-    job = Job(task_id, token, queue, tasks[task_type], payload, encoding, attempt, timeout_ms, "process")
+    task_id, token, queue, task_type, encoding, payload, attempt, timeout_ms, deadline_s, *policy = fields
+    job = Job(task_id, token, queue, tasks[task_type], payload, encoding, attempt, timeout_ms, "process", *policy)
     job.deadline_s = deadline_s
     context = copy_context()
     context.run(CURRENT.set, job)

@@ -17,6 +17,7 @@ from taskq.control import Snooze
 from taskq.core.messages import DISCARD, RETRY, Payload
 from taskq.foreign import is_one_of, shortened
 from taskq.worker.failure import ERROR_BYTES_MAX, delay_of, error_text, type_name
+from taskq.worker.logs import tell_failure
 from taskq.worker.registry import TaskDefinition, Verdict
 
 # endings
@@ -38,7 +39,8 @@ HANDBACK = Handback()
 
 @attrs.define(eq=False)
 class Job:
-    """`stop` ends the attempt while it runs, as far as its pool can; `started_s` and `deadline_s` are monotonic seconds, 0: not started, none."""
+    """`stop` ends the attempt while it runs, as far as its pool can; `started_s` and `deadline_s` are monotonic seconds, 0: not started, none.
+    `max_attempts` 0, `retry` None: not told by the broker.  `told`: its failure is in the log."""
 
     id: bytes
     token: bytes
@@ -49,10 +51,13 @@ class Job:
     attempt: int
     timeout_ms: int
     pool: str
+    max_attempts: int = 0
+    retry: tuple[int, float, int] | None = None
     started_s: float = 0.0
     deadline_s: float = 0.0
     ending: int = NONE
     over: bool = False
+    told: bool = False
     stop: Callable[[], None] | None = None
 
     @property
@@ -70,20 +75,20 @@ class Job:
             self.deadline_s = now_s + self.timeout_ms / 1000
 
 
-def succeeded(definition: TaskDefinition, value: Any) -> Outcome:
+def succeeded(job: Job, value: Any) -> Outcome:
     """The outcome of a call that returned.  Never raises: a result that cannot be sent fails the attempt for good, as the next one could not
     be sent either."""
     if value is None:
         return NULL
     try:
-        return definition.result(value)
+        return job.definition.result(value)
     except TypeError as error:
         close_unawaited(value)
-        return Verdict(DISCARD, 0, "TypeError", shortened(str(error), ERROR_BYTES_MAX))
+        return _failed(job, Verdict(DISCARD, 0, "TypeError", shortened(str(error), ERROR_BYTES_MAX)), error)
     except MemoryError as error:
-        return raised(definition, error)
+        return raised(job, error)
     except BaseException as error:
-        return Verdict(DISCARD, 0, type_name(error), error_text(error))
+        return _failed(job, Verdict(DISCARD, 0, type_name(error), error_text(error)), error)
 
 
 def close_unawaited(value: Any) -> None:
@@ -92,15 +97,22 @@ def close_unawaited(value: Any) -> None:
         value.close()
 
 
-def raised(definition: TaskDefinition, error: BaseException) -> Outcome:
+def raised(job: Job, error: BaseException) -> Outcome:
     """The outcome of a call that raised.  Never raises, whatever the exception is like."""
     if not is_one_of(error, (Snooze,)):
-        return definition.disposition(error)
+        return _failed(job, job.definition.disposition(error), error)
     delay_ms = delay_of(error, "delay_ms")
     if delay_ms is None:
         text = "the Snooze has no delay, so the attempt failed; an __init__ of its own must call super().__init__(delay)"
-        return Verdict(RETRY, 0, type_name(error), text)
+        return _failed(job, Verdict(RETRY, 0, type_name(error), text), error)
     return Handback(max(1, delay_ms))
+
+
+def _failed(job: Job, verdict: Verdict, error: BaseException) -> Verdict:
+    """Said here, where the exception still is.  What ends because the worker ended it is no failure of the task."""
+    if job.ending == NONE:
+        tell_failure(job, verdict, error)
+    return verdict
 
 
 def timed_out(job: Job) -> Outcome:

@@ -52,7 +52,6 @@ from taskq.worker.settings import (
     STEADY_S,
     STOP_GRACE_S,
     WorkerConfig,
-    log_to_stderr,
 )
 
 log = logging.getLogger("taskq.worker.keeper")
@@ -351,7 +350,7 @@ def main(config: WorkerConfig) -> int:
     """`taskq-worker`: run until stopped; the exit code.  Raises ConfigError for settings that cannot work."""
     if config.reload:
         reload.check()
-    log_to_stderr()
+    config.logging.settle()
     return asyncio.run(_main(config))
 
 

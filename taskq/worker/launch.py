@@ -27,7 +27,7 @@ from taskq.worker.loading import AppLike, NoApp, explain, load_app
 from taskq.worker.page import Page
 from taskq.worker.parent import die_with_parent, leave_to_parent
 from taskq.worker.runner import Runner
-from taskq.worker.settings import DRAIN, EXIT_DIED, EXIT_FATAL, GC_THRESHOLDS, WorkerConfig, log_to_stderr
+from taskq.worker.settings import DRAIN, EXIT_DIED, EXIT_FATAL, GC_THRESHOLDS, WorkerConfig
 
 log = logging.getLogger("taskq.worker")
 
@@ -85,13 +85,14 @@ def main() -> NoReturn:
     leave_to_parent(signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
     for fd in (start.pipe_fd, start.page_fd):
         os.set_inheritable(fd, False)
-    log_to_stderr()
     config = attrs.evolve(WorkerConfig.load(start.config), token=os.environ.get("TASKQ_TOKEN", ""))
     pipe = socket.socket(fileno=start.pipe_fd)
     os.environ.setdefault("TASKQ_URL", config.connect)  # what tasks enqueue goes to the broker that they came from
     if config.tls_ca:
         os.environ.setdefault(CA_VARIABLE, config.tls_ca)
+    config.logging.start()
     app = _load(config, pipe)
+    config.logging.settle()
     _tune_memory()
     with asyncio.Runner(loop_factory=loop_factory()) as loop:
         try:

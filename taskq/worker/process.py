@@ -24,6 +24,7 @@ import msgpack
 from taskq.core.messages import RETRY
 from taskq.worker.child import BROKEN, LENGTH, READY, ChildStart, pack_job, unpack_outcome
 from taskq.worker.job import NONE, Job, Outcome
+from taskq.worker.logs import BY_DEFAULT, Logging
 from taskq.worker.parent import cause_of_death
 from taskq.worker.registry import Verdict
 
@@ -42,7 +43,7 @@ class Child(asyncio.Protocol):
         self.job: Job | None = None
         self.broken = ""
 
-    async def spawn(self, app: str, queues: list[str]) -> None:
+    async def spawn(self, app: str, queues: list[str], logging: Logging) -> None:
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -50,7 +51,7 @@ class Child(asyncio.Protocol):
             self._pool.child_gone(self)
             return
         with theirs:
-            start = ChildStart(app, theirs.fileno(), os.getpid(), queues)
+            start = ChildStart(app, theirs.fileno(), os.getpid(), queues, logging)
             command = [sys.executable, "-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
             try:
                 self._popen = subprocess.Popen(command, pass_fds=[theirs.fileno()])
@@ -136,9 +137,11 @@ class ProcessPool:
         finished: Callable[[Job, Outcome], None],
         failed: Callable[[BaseException], None],
         queues: Sequence[str] = (),
+        logging: Logging = BY_DEFAULT,
     ) -> None:
         self._app = app
         self._queues = list(queues)
+        self._logging = logging
         self._size = size
         self.begin = begin
         self._finished = finished
@@ -181,6 +184,7 @@ class ProcessPool:
         job, child.job = child.job, None
         self._idle.append(child)
         if job is not None:
+            job.told = isinstance(outcome, Verdict)  # by the child
             self._finished(job, outcome)
         self._next()
 
@@ -200,7 +204,7 @@ class ProcessPool:
                 child = Child(self)
                 child.job = self._backlog.popleft()
                 self._children.add(child)
-                self._do(child.spawn(self._app, self._queues))
+                self._do(child.spawn(self._app, self._queues, self._logging))
             else:
                 return
 

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from taskq import ids
+from taskq.advice import did_you_mean
 from taskq.connection import Address, Channel, Untrusted, hello
 from taskq.core import messages as m
 from taskq.core.messages import DEFAULT_QUEUE
@@ -29,6 +30,7 @@ from taskq.worker.context import Serving
 from taskq.worker.growth import Growth, resident_meter
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
+from taskq.worker.logs import tell_failure
 from taskq.worker.page import Page
 from taskq.worker.refused import Refusals, is_last, named
 from taskq.worker.registry import TaskDefinition, Verdict
@@ -74,7 +76,7 @@ class Runner:
         self._code = 0
         self._changed = asyncio.Event()
         serving = Serving(self._queues, self._tasks)
-        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon, serving)
+        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon, serving, config.logging)
         greeting = hello("worker", config.name)
         self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca, room=self._room)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news
@@ -100,6 +102,7 @@ class Runner:
     async def run(self) -> int:
         """Work until told to stop; the exit code."""
         self._page.clear()
+        self._tell_start()
         if not self._tasks:
             log.warning("%s; the worker takes nothing", _no_tasks(self._config.app))
         self._channel.start()
@@ -113,6 +116,16 @@ class Runner:
         await self._bench.close()
         log.info("stopped")
         return self._code
+
+    def _tell_start(self) -> None:
+        pools = ", ".join(sorted(set(self._pools.values()))) or "none"
+        types = ", ".join(sorted(self._tasks)) or "none"
+        text = "starts with broker %s, queues %s, concurrency %d, pools %s, %d task types: %s"
+        log.info(text, self._config.connect, ", ".join(self._queues), self._concurrency, pools, len(self._tasks), types)
+        known = {DEFAULT_QUEUE, *(task.queue for task in self._tasks.values())}
+        for queue in set(self._queues) - known:
+            if near := did_you_mean(queue, known):
+                log.warning("no task of the app is for queue %s; %s", queue, near)
 
     def stop(self, level: int) -> None:
         """1: drain, 2: at once."""
@@ -262,16 +275,17 @@ class Runner:
     def _jobs_of(self, message: m.Deliver) -> list[Job]:
         queue, count = message.queue, len(message.ids) // ids.ID_BYTES
         heads = (ids.split(message.ids, ids.ID_BYTES), ids.split(message.tokens, ids.TOKEN_BYTES), message.payloads)
-        columns = (message.task_types, message.encodings, message.attempts, message.timeouts_ms)
+        told = (message.task_types, message.encodings, message.attempts, message.timeouts_ms)
+        columns = (*told, message.max_attempts, message.retries)
         same = all(len(values) == 1 for values in columns)
         definition = self._tasks.get(message.task_types[0]) if same else None
         if definition is None:
             rows = zip(*heads, *(column(values, count) for values in columns), strict=True)
             return [self._job(queue, self._tasks.get(row[3]), row) for row in rows]
-        _, (encoding,), (attempt,), (timeout_ms,) = columns  # one entry counts for all: looked at once
+        _, (encoding,), (attempt,), (timeout_ms,), (max_attempts,), (retry,) = columns  # one entry counts for all: looked at once
         timeout_ms, pool = timeout_ms or definition.timeout_ms, self._pools[definition.name]
         return [
-            Job(task_id, token, queue, definition, payload, encoding, attempt, timeout_ms, pool)
+            Job(task_id, token, queue, definition, payload, encoding, attempt, timeout_ms, pool, max_attempts, retry)
             for task_id, token, payload in zip(*heads, strict=True)
         ]
 
@@ -280,10 +294,12 @@ class Runner:
             self._report(job, HANDBACK)
 
     def _job(self, queue: str, definition: TaskDefinition | None, row: tuple[Any, ...]) -> Job:
-        task_id, token, payload, task_type, encoding, attempt, timeout_ms = row
+        task_id, token, payload, task_type, encoding, attempt, timeout_ms, *policy = row
         if definition is None:
             return Job(task_id, token, queue, TaskDefinition(task_type, _nothing), payload, encoding, attempt, timeout_ms, "")
-        return Job(task_id, token, queue, definition, payload, encoding, attempt, timeout_ms or definition.timeout_ms, self._pools[task_type])
+        return Job(
+            task_id, token, queue, definition, payload, encoding, attempt, timeout_ms or definition.timeout_ms, self._pools[task_type], *policy
+        )
 
     def _revoke(self, message: m.Revoke) -> None:
         for token in ids.split(message.tokens, ids.TOKEN_BYTES):
@@ -308,8 +324,8 @@ class Runner:
     # ---- reports and credit
 
     def _report(self, job: Job, outcome: Outcome) -> None:
-        if isinstance(outcome, Verdict):
-            log.warning("%s: failed with %s", job.label, outcome.error_type)
+        if isinstance(outcome, Verdict) and not job.told:
+            tell_failure(job, outcome)
         self._reports.add(job, outcome)
         self._flush_soon()
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 
 import attrs
 
-from taskq import printable
+from taskq.worker.logs import Logging
 
 # a result of this much measured work may wait in the worker beside what runs; more would sit here while another worker is idle
 PREFETCH_S = 0.05
@@ -33,7 +31,7 @@ class WorkerConfig:
     """`app` is `module` or `module:attribute`.  No `queues`: `default` and those of the app's tasks.  `pool` is auto, async, thread or process:
     where sync functions without a pool of their own run.  `drain_s`: how long a stopping worker lets its tasks finish.  `token`: the access token,
     which goes to the runner through its environment, as everybody can read the command line of a process.  `tls_ca`: a file with the authorities
-    that may have signed a tls:// broker's certificate, see `trust`."""
+    that may have signed a tls:// broker's certificate, see `trust`.  `log_level` None: info, or as the app configures its logging."""
 
     connect: str
     app: str | None = None
@@ -45,6 +43,12 @@ class WorkerConfig:
     name: str = ""
     token: str = attrs.field(default="", repr=False)
     tls_ca: str = ""
+    log_level: str | None = None
+    log_format: str = "text"
+
+    @property
+    def logging(self) -> Logging:
+        return Logging(self.log_level, self.log_format)
 
     def dump(self) -> str:
         return json.dumps(attrs.asdict(attrs.evolve(self, token="")))
@@ -53,8 +57,3 @@ class WorkerConfig:
     def load(cls, text: str) -> WorkerConfig:
         fields = json.loads(text)
         return cls(**{**fields, "queues": tuple(fields["queues"])})
-
-
-def log_to_stderr() -> None:
-    """One line an event; what tasks carry is never in it."""
-    printable.log_to_stderr(logging.INFO, f"%(asctime)s %(levelname)s %(name)s[{os.getpid()}] %(message)s", logging.INFO)

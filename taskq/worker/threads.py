@@ -96,7 +96,7 @@ class ThreadPool:
         try:
             outcome = self._context.copy().run(call, job)
         except BaseException as error:  # raised into this thread from another one
-            outcome = raised(job.definition, error)
+            outcome = raised(job, error)
         work_s = monotonic() - began_s
         with self._lock:
             given_up = job.over
@@ -132,5 +132,5 @@ def call(job: Job) -> Outcome:
         args, kwargs = definition.arguments(job.payload, job.encoding)
         value = definition.function(*args, **kwargs)
     except BaseException as error:
-        return raised(definition, error)
-    return succeeded(definition, value)
+        return raised(job, error)
+    return succeeded(job, value)

@@ -25,6 +25,7 @@ import attrs
 
 from taskq.worker.context import CURRENT, NOTHING, SERVING, Serving
 from taskq.worker.job import DRAINED, HANDBACK, LOST, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
+from taskq.worker.logs import BY_DEFAULT, Logging
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.process import ProcessPool
 from taskq.worker.settings import GRACE_S, PREFETCH_MAX, PREFETCH_S
@@ -54,6 +55,7 @@ class Workbench:
         failed: Callable[[BaseException], None],
         freed: Callable[[], None] = lambda: None,
         serving: Serving = NOTHING,
+        logging: Logging = BY_DEFAULT,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._concurrency = concurrency
@@ -71,7 +73,8 @@ class Workbench:
         self._thread_limits_ns: dict[Job, int] = {}
         self._serving = attrs.evolve(serving, runs=self._jobs)
         self._threads = ThreadPool(self._loop, self._thread_over, self._serving)
-        self._processes = ProcessPool(app, min(concurrency, os.cpu_count() or 1), self._begin_timed, self._over, failed, serving.queues)
+        children = min(concurrency, os.cpu_count() or 1)
+        self._processes = ProcessPool(app, children, self._begin_timed, self._over, failed, serving.queues, logging)
         self._start: dict[str, Callable[[Job], None]] = {"thread": self._start_thread, "process": self._start_process}
 
     # ---- the outside
@@ -196,9 +199,9 @@ class Workbench:
                 yielded = context.run(coroutine.send, None)
                 return Rest(coroutine, context, yielded, partial(self._enter_step, job), self._leave_step)
         except StopIteration as stop:
-            outcome = NULL if stop.value is None else succeeded(definition, stop.value)
+            outcome = NULL if stop.value is None else succeeded(job, stop.value)
         except BaseException as error:
-            outcome = raised(definition, error)
+            outcome = raised(job, error)
         finally:
             if job.timeout_ms:
                 self._leave_step()
@@ -213,9 +216,9 @@ class Workbench:
         if job.ending:
             self._stop(job)
         try:
-            outcome = succeeded(job.definition, await rest)
+            outcome = succeeded(job, await rest)
         except BaseException as error:
-            outcome = raised(job.definition, error)
+            outcome = raised(job, error)
         if not job.over:
             self._over(job, outcome)
 

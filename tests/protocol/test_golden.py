@@ -65,7 +65,13 @@ VECTORS: list[tuple[Any, int, int]] = [
     ),
     (m.Consume(["email", "default"], ["send_email"], 50, [0, 1]), 2, 0),
     (m.Credit(150), 0, 0),
-    (m.Deliver([b"\x81\xa2to\xa3a@b", b"{}"], "email", 6, IDS, TOKENS, ["send_email"], [m.MSGPACK, m.JSON], [1, 2], [30_000]), 0, 0),
+    (
+        m.Deliver(
+            [b"\x81\xa2to\xa3a@b", b"{}"], "email", 6, IDS, TOKENS, ["send_email"], [m.MSGPACK, m.JSON], [1, 2], [30_000], [5], [[1_000, 2.0, 60_000]]
+        ),
+        0,
+        0,
+    ),
     (m.Ack([b"\xa2ok", b""], IDS, TOKENS, [m.MSGPACK, m.BYTES]), 5, 0),
     (m.Fail(IDS, TOKENS, [m.RETRY_AFTER, m.DISCARD], [2_500, 0], ["OSError", "ValueError"], ["no route to host", "bad address"]), 6, 0),
     (m.Release(IDS, TOKENS, [0, 60_000]), 7, 0),
