@@ -33,9 +33,10 @@ def main() -> int:
     done = 0 if options.dry else ledger.sums("chaos").get("", Counter())["rounds"]
     wrong, seed = 0, options.seed + done
     with ProcessPoolExecutor(options.jobs) as pool:
-        todo = []
-        for begun in range(done, options.rounds, ROUNDS_OF_A_WORLD):
-            todo.append(pool.submit(run_world, seed + begun - done, min(ROUNDS_OF_A_WORLD, options.rounds - begun)))
+        todo = [
+            pool.submit(run_world, seed + begun - done, min(ROUNDS_OF_A_WORLD, options.rounds - begun))
+            for begun in range(done, options.rounds, ROUNDS_OF_A_WORLD)
+        ]
         for outcome in (future.result() for future in todo):
             print(outcome, flush=True)
             wrong += bool(outcome.problems)

@@ -72,8 +72,9 @@ class Outcome:
     def __str__(self) -> str:
         what = ", ".join(f"{count} {name}" for name, count in sorted(self.misfortunes.items()))
         text = (
-            f"seed {self.seed}: {self.rounds} rounds ({what}), {self.acknowledged} acknowledged, {self.completed} completed, {self.dead_letters} dead "
-            f"letters, {self.stuck} stuck, {self.lost} lost, {self.doubled} twice, {self.named} named; at rest after at most {self.settle_s_max:.1f} s"
+            f"seed {self.seed}: {self.rounds} rounds ({what}), {self.acknowledged} acknowledged, {self.completed} completed, "
+            f"{self.dead_letters} dead letters, {self.stuck} stuck, {self.lost} lost, {self.doubled} twice, {self.named} named; "
+            f"at rest after at most {self.settle_s_max:.1f} s"
         )
         return "\n".join([text, *(f"    {problem}" for problem in self.problems)])
 
