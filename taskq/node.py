@@ -36,7 +36,7 @@ from taskq.actors.store import StoreActor
 from taskq.actors.watch import Watch
 from taskq.clock import Clock, SystemClock
 from taskq.config import BrokerConfig, host_port
-from taskq.core.admission import Limits
+from taskq.core.admission import LEASES_MAX, Limits
 from taskq.core.book import Sequence64, Shared
 from taskq.core.effects import Command, Reply
 from taskq.core.gate import Gate
@@ -169,6 +169,7 @@ class Node:
                 "silence_ms": _ms(config.heartbeat) * config.heartbeats_missed_max,
             },
             secret_key=secret_key,
+            leases_max=max(config.leases_max, LEASES_MAX),  # a worker may come back with more than a lowered limit allows
         )
         self._admission, self._consumers = shared.admission, shared.consumers
         held = [shard.held for shard in shards]

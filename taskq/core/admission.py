@@ -20,6 +20,7 @@ WRITES = 3
 # a loop that is late has been so for that long
 LATE_MS = 5_000
 RETRY_MS = 1_000
+LEASES_MAX = 20_000
 FULL = "retry when workers have finished some, or raise the limit"
 
 
@@ -32,7 +33,7 @@ class Limits:
     queues_max: int = 10_000
     queue_tasks_max: int = 0
     queue_bytes_max: int = 0
-    leases_max: int = 20_000
+    leases_max: int = LEASES_MAX
 
 
 @attrs.define

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from taskq.core.admission import LEASES_MAX
 from taskq.core.consumer import Consumer, Consumers
 from taskq.core.gate import Gate
 from taskq.core.idtime import IdTime
@@ -25,6 +26,7 @@ class Terms:
     grace_ms: int
     limits: dict[str, Any]
     secret_key: bytes
+    leases_max: int = LEASES_MAX
 
 
 @attrs.define(eq=False)

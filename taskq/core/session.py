@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from heapq import nsmallest
 from itertools import islice
 from typing import Any
 
@@ -58,6 +59,8 @@ FIRST: dict[str, tuple[type, str]] = {
 }
 NAMES_MAX = 10_000
 ROWS_MAX = 10_000
+# of the names of a worker's subscription so many are shown, and fewer where there are very many workers
+NAMES_SHOWN, NAMES_SHOWN_IN_ALL = 100, 50_000
 CLIENT_FIELDS_MAX = 16
 CLIENT_CHARS_MAX = 256
 
@@ -221,6 +224,7 @@ class Session:
         return consumer
 
     def on_resume(self, seq: int, resume: m.Resume, now_ms: int, resent: bool) -> None:
+        self._check_tokens(resume.tokens)
         own = self.consumer
         if self._resumes or own is None or own.queues or own.allowed:
             raise OutOfOrder("RESUME comes once, before CONSUME and CREDIT")
@@ -242,6 +246,7 @@ class Session:
         if self.consumer is None:
             self.answers.append((seq, m.Beat()))
             return
+        self._check_tokens(beat.tokens)
         self._heard(self.consumer, beat.received, now_ms)
         idle = self._holds_nothing(self.consumer.session)
         if self.consumer.origin == self.origin:
@@ -252,6 +257,12 @@ class Session:
         self._beating[seq] = beat
         received = min(beat.received, self.consumer.delivered)
         self._ask(seq, fx.Held(self.consumer.session, received, frozenset(split(beat.tokens, TOKEN_BYTES)), False), False)
+
+    def _check_tokens(self, tokens: bytes) -> None:
+        """Nobody holds more tasks than a worker may have: a longer list is refused before anything is done with it."""
+        most, count = self.house.terms.leases_max, len(tokens) // TOKEN_BYTES
+        if count > most:
+            raise BadRequest(f"tokens: a worker has at most {most:,} tasks at a time (leases_max), not {count:,}", field="tokens")
 
     def _holds_nothing(self, session: bytes) -> bool:
         """There is nothing to give up: what is delivered from now on has a number that the worker has not received.  So an idle worker's heartbeat
@@ -402,8 +413,9 @@ def inspected(house: House, what: str, now_ms: int, grant: Grant | None = None) 
     """What can be told without asking the shards."""
     if what == "workers":
         seen = (consumer for consumer in house.consumers.values() if consumer.origin and (grant is None or _may_see(grant, consumer)))
-        connected = islice(seen, ROWS_MAX)
-        return m.Inspected([_worker(house, consumer, now_ms) for consumer in connected])
+        connected = list(islice(seen, ROWS_MAX))
+        shown = min(NAMES_SHOWN, NAMES_SHOWN_IN_ALL // (len(connected) or 1))
+        return m.Inspected([_worker(house, consumer, now_ms, shown) for consumer in connected])
     if what == "broker":
         return m.Inspected([house.describe()])
     return error_of(BadRequest(f"what: {echo(what)} is unknown; use queues, workers or broker", field="what"))
@@ -416,14 +428,17 @@ def _may_see(grant: Grant, consumer: Consumer) -> bool:
     return all(grant.allows(access.READ, queue) for queue in consumer.queues)
 
 
-def _worker(house: House, consumer: Consumer, now_ms: int) -> dict[str, Any]:
+def _worker(house: House, consumer: Consumer, now_ms: int, shown: int) -> dict[str, Any]:
+    """One worker as people see it, with the first names of what it takes and runs."""
     row = {name: consumer.client.get(name, "") for name in ("host", "pid", "version")}
     return {
         "name": consumer.name,
         "session": consumer.session.hex(),
         **row,
-        "queues": list(consumer.queues),
-        "task_types": sorted(consumer.task_types),
+        "queues": list(islice(consumer.queues, shown)),
+        "task_types": nsmallest(shown, consumer.task_types),
+        "queues_count": len(consumer.queues),
+        "task_types_count": len(consumer.task_types),
         "concurrency": consumer.concurrency,
         "running": sum(len(held[consumer.session]) for held in house.held if consumer.session in held),
         "delivered": consumer.delivered,

@@ -11,6 +11,7 @@ from small_world import GRACE_MS, LEASE_MS, NOW_MS, PASS_MS, Peer, Worker, World
 
 from taskq.core import messages as m
 from taskq.core import session as module
+from taskq.core.admission import LEASES_MAX
 from taskq.core.gate import AccessToken, Gate, grant_of, text_of
 from taskq.core.requests import Requests
 from taskq.core.scram import Prover
@@ -590,3 +591,37 @@ def test_seqs_whose_hashes_fall_together_cost_little(world: World) -> None:
         requests.ask(number << 19, m.Get(bytes(16), 1))
     assert len(requests.waiting) == 8_192
     assert time.perf_counter() - begun < 1
+
+
+# ---- what is long is cut or refused before it costs anything -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "ok"), [("heartbeat", m.Beat), ("resume", m.Resumed)])
+def test_more_tokens_than_a_worker_may_have_tasks_are_refused(world: World, kind: str, ok: type) -> None:
+    def told(count: int) -> Any:
+        worker = Worker(world, "w1")
+        tokens = b"".join(n.to_bytes(8, "big") for n in range(1, count + 1))
+        held = m.Heartbeat(0, tokens) if kind == "heartbeat" else m.Resume(worker.identity, worker.secret, 0, tokens)
+        return worker.ask(held)
+
+    assert type(told(LEASES_MAX)) is ok
+    for count in (LEASES_MAX + 1, 10 * LEASES_MAX):
+        refused = told(count)
+        assert (refused.code, refused.field) == ("BAD_REQUEST", "tokens")
+
+
+@pytest.mark.parametrize(("names", "shown"), [(100, 100), (101, 100), (1_000, 100)])
+def test_a_worker_is_shown_with_the_first_names_of_what_it_takes_and_their_number(world: World, names: int, shown: int) -> None:
+    worker = Worker(world, "w1")
+    queues, types = [f"q{n:04}" for n in range(names)], [f"t{n:04}" for n in range(names)]
+    worker.ask(m.Consume(queues, types[::-1], 1))
+    [row] = world.client.ask(m.Inspect("workers")).rows
+    assert (row["queues"], row["task_types"]) == (queues[:shown], types[:shown])
+    assert (row["queues_count"], row["task_types_count"]) == (names, names)
+
+
+def test_very_many_workers_are_shown_with_fewer_names_each(world: World) -> None:
+    for n in range(600):
+        Worker(world, f"w{n}").ask(m.Consume([f"q{n}" for n in range(100)], ["t"], 1))
+    rows = world.client.ask(m.Inspect("workers")).rows
+    assert len(rows) == 600 and {len(row["queues"]) for row in rows} == {50_000 // 600}
