@@ -30,9 +30,9 @@ from contextlib import suppress
 from typing import Any, NoReturn, TypeVar, Unpack
 
 from taskq.batch import Encoded, encode_payload
-from taskq.client import DEADLINE_S, NO_ARGUMENTS, AsyncClient, wait_for
+from taskq.client import CLOSE_S, DEADLINE_S, NO_ARGUMENTS, AsyncClient, wait_for
 from taskq.connection import Channel
-from taskq.durations import Duration
+from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable
 from taskq.handle import TaskHandle, TaskInfo
 from taskq.loops import refuse_on_loop
@@ -248,12 +248,12 @@ class _Led:
 
     # ---- the end
 
-    def end(self, *, wait: bool = True) -> None:
+    def end(self, *, wait: bool = True, bye_s: float = CLOSE_S) -> None:
         """Close the connection, refuse what is not answered, end the thread."""
         with self._counting:
             first, self.ended = not self.ended, True
         if first:
-            self._last_words = asyncio.run_coroutine_threadsafe(self._finish(), self._loop)
+            self._last_words = asyncio.run_coroutine_threadsafe(self._finish(bye_s), self._loop)
             self._loop.call_soon_threadsafe(self._step_back)
             self._needed.set()
         if wait:
@@ -264,18 +264,18 @@ class _Led:
         try:
             if self._last_words is not None:
                 self._loop.run_until_complete(asyncio.wrap_future(self._last_words, loop=self._loop))
-            self._loop.run_until_complete(self._finish())
+            self._loop.run_until_complete(self._finish(0.0))
         finally:
             self._loop.close()
 
-    async def _finish(self) -> None:
+    async def _finish(self, bye_s: float) -> None:
         """Close, and end the calls of other threads that would go on to another step, for which nobody is there any more."""
-        await self.client.close()
+        await self.client.close(bye_s)
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await self.client.close()
+        await self.client.close(bye_s)
 
 
 class Client:
@@ -307,12 +307,12 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self, timeout: Duration = CLOSE_S) -> None:
         """Close the connection and end the thread, for which a caller on a running event loop does not wait.  Another call connects again."""
         with self._lock:
             led, self._led = self._led, None
         if led is not None and led.pid == os.getpid():
-            led.end(wait=asyncio._get_running_loop() is None)
+            led.end(wait=asyncio._get_running_loop() is None, bye_s=seconds(timeout, "timeout"))
 
     def run(self, work: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine of the AsyncClient and wait for it."""
@@ -341,8 +341,8 @@ class Client:
     def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         return self.run(lambda client: client.enqueue_many(task_type, payloads, **options))
 
-    def get(self, task: Any) -> TaskInfo:
-        return self.run(lambda client: client.get(task))
+    def get(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
+        return self.run(lambda client: client.get(task, timeout))
 
     def wait(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
         return self.run(lambda client: client.wait(task, timeout))
@@ -350,14 +350,14 @@ class Client:
     def result(self, task: Any, timeout: Duration | None = None) -> Any:
         return self.run(lambda client: client.result(task, timeout))
 
-    def cancel(self, task: Any) -> str:
-        return self.run(lambda client: client.cancel(task))
+    def cancel(self, task: Any, timeout: Duration | None = None) -> str:
+        return self.run(lambda client: client.cancel(task, timeout))
 
-    def queues(self) -> list[dict[str, Any]]:
-        return self.run(lambda client: client.queues())
+    def queues(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
+        return self.run(lambda client: client.queues(timeout))
 
-    def workers(self) -> list[dict[str, Any]]:
-        return self.run(lambda client: client.workers())
+    def workers(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
+        return self.run(lambda client: client.workers(timeout))
 
-    def broker(self) -> dict[str, Any]:
-        return self.run(lambda client: client.broker())
+    def broker(self, timeout: Duration | None = None) -> dict[str, Any]:
+        return self.run(lambda client: client.broker(timeout))

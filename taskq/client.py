@@ -7,7 +7,8 @@
 Rules:
 - A client makes the ids itself, so everything may be sent again after a broken connection without making a second task.
 - Enqueues of one turn of the loop leave in one frame per queue (at most 1,000 tasks or 1 MiB); at most 256 frames are in flight, the rest waits.
-- Every call has a deadline and never hangs: BrokerUnavailable.  Whether an enqueue that ended so was applied is unknown.
+- Every call has a deadline, `deadline=` or `timeout=`, else that of the client, and never hangs: BrokerUnavailable.  Whether an enqueue that ended
+  so was applied is unknown.
 - A payload is a dict (arguments by name), a list or tuple (by position), bytes (raw, the only argument), or one other value.
 
 It knows neither functions nor signatures; `app.py` does.
@@ -28,14 +29,13 @@ from typing import Any, NoReturn, Protocol, TypeVar, Unpack, cast
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
 from taskq.connection import Address, Channel, Untrusted, address_from_environment, hello, token_or_environment
-from taskq.control import WaitInTask
 from taskq.core import messages as m
 from taskq.durations import Duration, seconds
-from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, ResultTimeout, TaskqError, from_wire
+from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, TaskqError, from_wire
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo
 from taskq.options import EnqueueOptions, Options, check_id, of_call
-from taskq.protocol.link import CLOSED, NO_BROKER, Answered, Closed, Event, Ready, Refused
-from taskq.worker.context import holding_a_slot
+from taskq.protocol.link import CLOSED, NO_BROKER, READY, Answered, Closed, Event, Ready, Refused
+from taskq.waits import Waits
 from taskq.worker.registry import check_name
 
 T = TypeVar("T")
@@ -43,13 +43,8 @@ T = TypeVar("T")
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 PAYLOAD_BYTES_MAX = 1 << 20
 BULK_FRAMES_MAX = 16
-WAIT_S_MAX = 60.0
-WAIT_GRACE_S = 2.0
 DEADLINE_S = 10.0
-WAITS_IN_TASK = (
-    "a task may not wait for task {} ({}): it needs a slot of this worker, and the waiting task holds one, so a few such tasks would wait for "
-    "each other for ever; let the task that ends enqueue the next step, or give queue {} a worker of its own"
-)
+CLOSE_S = 2.0
 CANCEL_WORDS = {m.CANCEL_DONE: "cancelled", m.CANCEL_REQUESTED: "requested", m.CANCEL_ALREADY_FINAL: "already_final"}
 
 
@@ -103,6 +98,7 @@ class AsyncClient:
         self._payload_bytes_max = PAYLOAD_BYTES_MAX
         self._batches: dict[tuple[str, float, bool], Batch] = {}
         self._flushing = False
+        self._waits: Waits | None = None
         self._slot_of = lru_cache(maxsize=1_024)(ids.slot_of_queue)
 
     def __reduce__(self) -> NoReturn:
@@ -114,8 +110,9 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Close the connection; calls that are not answered yet raise BrokerUnavailable.  Another call connects again."""
+    async def close(self, timeout: Duration = CLOSE_S) -> None:
+        """Close the connection; calls that are not answered yet raise BrokerUnavailable.  Another call connects again.  `timeout`: how long the
+        broker has to answer the goodbye."""
         batches, self._batches = self._batches, {}
         for batch in batches.values():
             batch.refuse(BrokerUnavailable("the client was closed before the task was sent"))
@@ -123,7 +120,7 @@ class AsyncClient:
         self._tell_waiting(BrokerUnavailable("the client was closed before the broker greeted"))
         self._welcomed = False
         if channel is not None:
-            await channel.stop()
+            await channel.stop(bye_s=seconds(timeout, "timeout"))
 
     # ---- enqueue
 
@@ -245,66 +242,42 @@ class AsyncClient:
 
     # ---- follow
 
-    async def get(self, task: Any) -> TaskInfo:
+    async def get(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
         """What the broker knows about a task, given as id or handle.  Raises NotFound."""
-        return TaskInfo.of(await self._call(m.Get(raw_id(task))))
+        return TaskInfo.of(await self._call(m.Get(raw_id(task)), timeout))
 
     async def wait(self, task: Any, timeout: Duration | None = None) -> TaskInfo:
-        """The task when it has reached a final state, told by the broker.  Raises ResultTimeout, NotFound, BrokerUnavailable."""
+        """The task when it has reached a final state, told by the broker; None: however long it takes.  Raises ResultTimeout, NotFound,
+        BrokerUnavailable, in a task perhaps WaitInTask."""
         raw = raw_id(task)
-        await self._refuse_to_wait_for_own_slot(raw)
-        until = None if timeout is None else time.monotonic() + seconds(timeout, "timeout")
-        while True:
-            wait_s = WAIT_S_MAX if until is None else min(WAIT_S_MAX, max(0.0, until - time.monotonic()))
-            try:
-                message = await self._call(m.Get(raw, round(wait_s * 1000)), wait_s + WAIT_GRACE_S)
-            except BrokerUnavailable:
-                if until is None or time.monotonic() < until:
-                    raise
-                message = await self._call(m.Get(raw), WAIT_GRACE_S)  # a broker whose clock goes slower than ours is no broker that is away
-            info = TaskInfo.of(message)
-            if info.is_final:
-                return info
-            if until is not None and time.monotonic() >= until:
-                raise ResultTimeout(f"task {info.id} ({info.task_type}) is still {info.state} after {timeout} s; it goes on")
-
-    async def _refuse_to_wait_for_own_slot(self, raw: bytes) -> None:
-        """A task of another worker may be waited for.  What had ended when the run began is only read; a new task is refused though it may have
-        ended already, so that a mistake shows at once and not under load."""
-        held = holding_a_slot()
-        if held is None:
-            return
-        run, worker = held
-        info = await self.get(raw)
-        if info.queue in worker.queues and info.task_type in worker.task_types:
-            began_ms = (await self.get(run.id)).fields["started_ms"]
-            if not info.is_final or info.fields["enqueued_ms"] >= began_ms:
-                raise WaitInTask(WAITS_IN_TASK.format(info.id, info.task_type, info.queue))
+        self._open()
+        assert self._waits is not None
+        return await self._waits.final(raw, timeout)
 
     async def result(self, task: Any, timeout: Duration | None = None) -> Any:
         """The return value of a task.  Raises TaskFailed, TaskCancelled and what `wait` raises."""
         return (await self.wait(task, timeout)).outcome()
 
-    async def cancel(self, task: Any) -> str:
+    async def cancel(self, task: Any, timeout: Duration | None = None) -> str:
         """`cancelled`, `requested` (it runs and was asked to stop) or `already_final`.  Raises NotFound."""
-        answer: m.Cancelled = await self._call(m.Cancel(raw_id(task)))
+        answer: m.Cancelled = await self._call(m.Cancel(raw_id(task)), timeout)
         outcome = answer.outcomes[0]
         if outcome == m.CANCEL_NOT_FOUND:
             raise NotFound()
         return CANCEL_WORDS[outcome]
 
-    async def queues(self) -> list[dict[str, Any]]:
-        return await self._inspect("queues")
+    async def queues(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
+        return await self._inspect("queues", timeout)
 
-    async def workers(self) -> list[dict[str, Any]]:
-        return await self._inspect("workers")
+    async def workers(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
+        return await self._inspect("workers", timeout)
 
-    async def broker(self) -> dict[str, Any]:
+    async def broker(self, timeout: Duration | None = None) -> dict[str, Any]:
         """The broker about itself: version, pid, addresses, data folder, settings, how far journal and store are."""
-        return (await self._inspect("broker"))[0]
+        return (await self._inspect("broker", timeout))[0]
 
-    async def _inspect(self, what: str) -> list[dict[str, Any]]:
-        answer: m.Inspected = await self._call(m.Inspect(what))
+    async def _inspect(self, what: str, timeout: Duration | None) -> list[dict[str, Any]]:
+        answer: m.Inspected = await self._call(m.Inspect(what), timeout)
         return answer.rows
 
     # ---- other loops and threads
@@ -333,15 +306,19 @@ class AsyncClient:
 
     def _open(self) -> Channel:
         channel = self._channel
-        if channel is None:
+        if channel is None or self.loop is not (asyncio._get_running_loop() or self.loop):
             return self._start()
         return channel
 
     def _start(self) -> Channel:
+        """Begin on the running loop; what belonged to one that is closed, as in a second `asyncio.run`, has ended with it."""
         loop = asyncio.get_running_loop()
         if self.loop is not loop and self.loop is not None and not self.loop.is_closed():
             raise RuntimeError("this AsyncClient belongs to another event loop; make one for each loop, or use Client")
+        if self.loop is not loop:
+            self._batches, self._flushing, self._welcomed = {}, False, False
         self.loop = loop
+        self._waits = Waits(self._call, self._connected, self.deadline_s)
         self._greeted = loop.create_future()
         greeting = hello("producer", self._name)
         self._channel = Channel(self.address, greeting, self._on_event, self._rng, token=self._token, ca=self._tls_ca)
@@ -363,8 +340,11 @@ class AsyncClient:
         link = self._open().link
         return link.reason if link.state is CLOSED else f"{self.address}: connected, but nothing there answers the greeting"
 
-    async def _call(self, message: Any, timeout_s: float | None = None) -> Any:
-        return await self._open().call(message, self.deadline_s if timeout_s is None else timeout_s)
+    async def _call(self, message: Any, timeout: Duration | None = None) -> Any:
+        return await self._open().call(message, self.deadline_s if timeout is None else seconds(timeout, "timeout"))
+
+    def _connected(self) -> bool:
+        return self._channel is not None and self._channel.link.state is READY
 
     def _on_event(self, event: Event | Untrusted) -> None:
         match event:

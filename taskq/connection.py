@@ -224,11 +224,11 @@ class Channel:
         # in a context of its own: that of a task which happened to make the first call would be kept with all that it names
         self._task = self.loop.create_task(self._run(), name=f"taskq channel {self.address}", context=Context())
 
-    async def stop(self, *, bye: bool = True) -> None:
+    async def stop(self, *, bye: bool = True, bye_s: float = BYE_S) -> None:
         """Say goodbye when connected (a worker's leases go back at once), close, refuse what is unanswered.  Never raises for a lost broker."""
         if bye and not self._stopped and self.link.state is READY:
             with suppress(TaskqError):
-                await self.call(m.Bye(), BYE_S)
+                await self.call(m.Bye(), bye_s)
         self._stopped = True
         protocol = self._protocol
         if self._task is not None:

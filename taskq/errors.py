@@ -11,7 +11,7 @@ What somebody sent stands in a message only as `echo` shows it, so that a messag
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 ECHO_CHARACTERS_MAX = 200
 MESSAGE_CHARACTERS_MAX = 1_000
@@ -274,20 +274,44 @@ class TlsFailed(BrokerUnavailable):
     retryable = False
 
 
-class ResultTimeout(TaskqError):
+class AboutTask(TaskqError):
+    """What became of a task is not what was asked for.  `id`, `task_type`: which one; `error`: the text of its last failed attempt."""
+
+    code = "ABOUT_TASK"
+
+    def __init__(self, message: str = "", *, field: str = "", retry_after_ms: int = 0, id: str = "", task_type: str = "", error: str = "") -> None:
+        super().__init__(message, field=field, retry_after_ms=retry_after_ms)
+        self.id = id
+        self.task_type = task_type
+        self.error = error
+
+
+class ResultTimeout(AboutTask):
     """The task did not reach a final state in time; it goes on."""
 
     code = "RESULT_TIMEOUT"
     retryable = True
 
+    def __init__(self, message: str = "", *, state: str = "", blocker: str = "", **about: Any) -> None:
+        """`blocker`: why it does not run now, "" if it does."""
+        super().__init__(message, **about)
+        self.state = state
+        self.blocker = blocker
 
-class TaskFailed(TaskqError):
+
+class TaskFailed(AboutTask):
     """The task is in state failed."""
 
     code = "TASK_FAILED"
 
+    def __init__(self, message: str = "", *, error_type: str = "", attempts: int = 0, **about: Any) -> None:
+        """`error_type`: the name of the exception that the last attempt ended with; `attempts`: how many it has used."""
+        super().__init__(message, **about)
+        self.error_type = error_type
+        self.attempts = attempts
 
-class TaskCancelled(TaskqError):
+
+class TaskCancelled(AboutTask):
     """The task was cancelled."""
 
     code = "TASK_CANCELLED"

@@ -64,23 +64,30 @@ class TaskInfo:
         """The text of the last attempt that failed, "" if none did."""
         return next((attempt["error"] for attempt in reversed(self.fields["attempts"]) if attempt["error"]), "")
 
+    @property
+    def error_type(self) -> str:
+        """What the last attempt that failed ended with: the name of an exception, WorkerCrash if its process died; "" if none did."""
+        return next((attempt["error_type"] for attempt in reversed(self.fields["attempts"]) if attempt["error"]), "")
+
     def outcome(self) -> Any:
         """The result of a completed task; raises TaskFailed or TaskCancelled for one that ended otherwise."""
         if self.state == "completed":
             return self.result
         if self.state == "cancelled":
-            raise TaskCancelled(f"task {self.id} ({self.task_type}) was cancelled")
-        raise TaskFailed(f"task {self.id} ({self.task_type}) is {self.state}: {self.error or 'no error was reported'}")
+            raise TaskCancelled(f"task {self.id} ({self.task_type}) was cancelled", id=self.id, task_type=self.task_type, error=self.error)
+        text = f"task {self.id} ({self.task_type}) is {self.state}: {self.error or 'no error was reported'}"
+        attempts = self.fields["attempts_used"]
+        raise TaskFailed(text, id=self.id, task_type=self.task_type, error=self.error, error_type=self.error_type, attempts=attempts)
 
 
 class Follower(Protocol):
     """What a handle needs of its client."""
 
-    async def get(self, task: Any) -> TaskInfo: ...
+    async def get(self, task: Any, timeout: Duration | None = None) -> TaskInfo: ...
 
     async def result(self, task: Any, timeout: Duration | None = None) -> Any: ...
 
-    async def cancel(self, task: Any) -> str: ...
+    async def cancel(self, task: Any, timeout: Duration | None = None) -> str: ...
 
     async def elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the client's loop, wait on the caller's."""
@@ -94,6 +101,7 @@ class Follower(Protocol):
 class TaskHandle(Generic[R]):
     """An enqueued task.  `created` is False when it existed already; `durability` is the level that was reached: fsync, os or memory.
 
+    `timeout`: how long `result` waits for the task, for ever if None; how long the other calls try, None: the client's deadline (10 s).
     The methods that end in `_sync` block; they are for code without an event loop."""
 
     __slots__ = ("_client", "created", "durability", "raw")
@@ -125,33 +133,33 @@ class TaskHandle(Generic[R]):
         """The return value, as soon as the task is completed.  Raises TaskFailed, TaskCancelled, ResultTimeout, NotFound, BrokerUnavailable."""
         return cast(R, await self._client.elsewhere(self._client.result(self.raw, timeout)))
 
-    async def info(self) -> TaskInfo:
+    async def info(self, timeout: Duration | None = None) -> TaskInfo:
         """All that the broker knows about the task."""
-        return await self._client.elsewhere(self._client.get(self.raw))
+        return await self._client.elsewhere(self._client.get(self.raw, timeout))
 
-    async def state(self) -> str:
+    async def state(self, timeout: Duration | None = None) -> str:
         """pending, running, completed, …"""
-        return (await self.info()).state
+        return (await self.info(timeout)).state
 
-    async def cancel(self) -> str:
+    async def cancel(self, timeout: Duration | None = None) -> str:
         """`cancelled`, `requested` (it runs and was asked to stop) or `already_final`."""
-        return await self._client.elsewhere(self._client.cancel(self.raw))
+        return await self._client.elsewhere(self._client.cancel(self.raw, timeout))
 
     def result_sync(self, timeout: Duration | None = None) -> R:
         refuse_on_loop("handle.result(…)")
         return cast(R, self._client.blocking(self._client.result(self.raw, timeout)))
 
-    def info_sync(self) -> TaskInfo:
+    def info_sync(self, timeout: Duration | None = None) -> TaskInfo:
         refuse_on_loop("handle.info()")
-        return self._client.blocking(self._client.get(self.raw))
+        return self._client.blocking(self._client.get(self.raw, timeout))
 
-    def state_sync(self) -> str:
+    def state_sync(self, timeout: Duration | None = None) -> str:
         refuse_on_loop("handle.state()")
-        return self.info_sync().state
+        return self.info_sync(timeout).state
 
-    def cancel_sync(self) -> str:
+    def cancel_sync(self, timeout: Duration | None = None) -> str:
         refuse_on_loop("handle.cancel()")
-        return self._client.blocking(self._client.cancel(self.raw))
+        return self._client.blocking(self._client.cancel(self.raw, timeout))
 
 
 class EnqueueError(TaskqError):

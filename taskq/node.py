@@ -31,6 +31,7 @@ from taskq.actors.http import HttpListener, start_http
 from taskq.actors.journal import JournalActor
 from taskq.actors.listener import Listener
 from taskq.actors.local import LocalSession
+from taskq.actors.session import WAITS_MAX
 from taskq.actors.shard import ShardActor
 from taskq.actors.store import StoreActor
 from taskq.actors.watch import Watch
@@ -166,6 +167,7 @@ class Node:
                 "payload_bytes_max": config.payload_bytes_max,
                 "frame_bytes_max": config.frame_bytes_max,
                 "requests_max": config.requests_max,
+                "waits_max": WAITS_MAX,
                 "silence_ms": _ms(config.heartbeat) * config.heartbeats_missed_max,
             },
             secret_key=secret_key,

@@ -206,7 +206,7 @@ class SessionActor(asyncio.BufferedProtocol):
         if self.session.resuming:
             return False
         requests = self.session.requests
-        return self._writable and requests.working < self._listener.limits.requests_max and len(requests.waiting) < WAITS_MAX
+        return self._writable and requests.working < self._listener.limits.requests_max and len(requests.waiting) <= WAITS_MAX
 
     def _receive(self, frame: Frame, now_ms: int) -> None:
         try:

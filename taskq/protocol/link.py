@@ -40,6 +40,7 @@ from taskq.protocol.frames import RESENT, Frame
 CLOSED, GREETING, PROVING, RESUMING, READY = "closed", "greeting", "proving", "resuming", "ready"
 ENQUEUES_MAX = 256
 REQUESTS_MAX = 4_096
+WAITS_MAX = 8_000
 STRIKES_MAX = 3
 SEQ_MAX = 0xFFFF_FFFF
 GREETING_MS = 10_000
@@ -149,7 +150,8 @@ class Link:
         self.wake_at = NEVER
         self._greeting: m.Welcome | None = None
         self._lanes: dict[type, Lane] = {m.Enqueue: Lane(enqueues_max)}
-        self._others = Lane(requests_max)
+        self._waits, self._others = Lane(WAITS_MAX), Lane(requests_max)
+        self._all_lanes = (self._others, self._waits, *self._lanes.values())
         self._pending: dict[int, Request] = {}
         self._delayed: list[tuple[int, Request]] = []
         self._out: list[Frame] = []
@@ -201,12 +203,12 @@ class Link:
     @property
     def idle(self) -> bool:
         """Nothing is in flight and nothing waits."""
-        return not (self._pending or self._delayed or self._others.queue or any(lane.queue for lane in self._lanes.values()))
+        return not (self._pending or self._delayed or any(lane.queue for lane in self._all_lanes))
 
     def request(self, message: Any, owner: Any, deadline_ms: int = 0, resent: bool = False) -> None:
         """Ask the broker; exactly one Answered or Refused with this owner follows.  `deadline_ms` 0: no deadline.  `resent`: it may have been
         sent before, by somebody else."""
-        lane = self._lanes.get(type(message), self._others)
+        lane = self._lane_of(message)
         request = Request(message, owner, deadline_ms, lane, resent)
         if deadline_ms:
             self._wake(deadline_ms)
@@ -215,12 +217,16 @@ class Link:
         else:
             lane.queue.append(request)
 
+    def _lane_of(self, message: Any) -> Lane:
+        """Waits for a task to end take their time, so nothing else is behind them."""
+        return self._waits if type(message) is m.Get and message.wait_ms else self._lanes.get(type(message), self._others)
+
     def abandon(self, error: TaskqError) -> list[Event]:
         """Refuse everything that was asked for and is not answered: the end, or a broker that will not have us."""
         events: list[Event] = [Refused(request.owner, error) for request in self._all()]
         self._pending.clear()
         self._delayed.clear()
-        for lane in (self._others, *self._lanes.values()):
+        for lane in self._all_lanes:
             lane.in_flight = 0
             lane.queue.clear()
         return events
@@ -250,7 +256,7 @@ class Link:
             self._send(lane.queue.popleft())
 
     def _fill_all(self) -> None:
-        for lane in (self._others, *self._lanes.values()):
+        for lane in self._all_lanes:
             self._fill(lane)
 
     # ---- what arrives
@@ -449,7 +455,7 @@ class Link:
         in_flight = {seq for seq, request in self._pending.items() if id(request) in gone}
         for seq in in_flight:
             self._pending.pop(seq).lane.in_flight -= 1
-        for lane in (self._others, *self._lanes.values()):
+        for lane in self._all_lanes:
             lane.queue = deque(request for request in lane.queue if id(request) not in gone)
         self._delayed = [(at, request) for at, request in self._delayed if id(request) not in gone]
         if self.state is READY:
@@ -480,5 +486,5 @@ class Link:
         self.wake_at = min(self.wake_at, at_ms)
 
     def _all(self) -> list[Request]:
-        queued = (lane.queue for lane in (self._others, *self._lanes.values()))
+        queued = (lane.queue for lane in self._all_lanes)
         return [*self._pending.values(), *chain.from_iterable(queued), *(request for _, request in self._delayed)]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from taskq import App, AsyncClient, Client, TaskFailed, serial, testing
-from taskq.client import WAITS_IN_TASK
 from taskq.control import WaitInTask
 from taskq.core.messages import MSGPACK
 from taskq.node import Node
+from taskq.waits import WAITS_IN_TASK
 from taskq.worker import child
 from taskq.worker.context import holding_a_slot
 from taskq.worker.registry import TaskDefinition
