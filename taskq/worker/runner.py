@@ -26,6 +26,7 @@ from taskq.core.messages import DEFAULT_QUEUE
 from taskq.core.records import column
 from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError, VersionUnsupported
 from taskq.protocol.link import CLOSED, GREETING, PROVING, REPORTS, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
+from taskq.worker.blocked import LoopWatch
 from taskq.worker.context import Serving
 from taskq.worker.growth import Growth, resident_meter
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
@@ -37,7 +38,7 @@ from taskq.worker.registry import TaskDefinition, Verdict
 from taskq.worker.reports import Report, Reports
 from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, WorkerConfig
 from taskq.worker.stall import Question, StallGuard
-from taskq.worker.workbench import Workbench
+from taskq.worker.workbench import STEPS, Workbench
 
 log = logging.getLogger("taskq.worker")
 
@@ -80,7 +81,8 @@ class Runner:
         greeting = hello("worker", config.name)
         self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca, room=self._room)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news
-        self._guard = StallGuard(self._channel, self._bench.put)
+        self._watch = LoopWatch(lambda: not self._bench.idle, STEPS)
+        self._guard = StallGuard(self._channel, self._put, self._watch.culprit)
         self._events: dict[type, Callable[[Any], None]] = {
             Ready: self._ready,
             Pushed: self._pushed,
@@ -106,6 +108,7 @@ class Runner:
         if not self._tasks:
             log.warning("%s; the worker takes nothing", _no_tasks(self._config.app))
         self._channel.start()
+        self._watch.start()
         pulse = asyncio.get_running_loop().create_task(self._beat_pulse())
         pulse.add_done_callback(self._pulse_over)
         await self._until(lambda: self._level > 0, None)
@@ -114,6 +117,7 @@ class Runner:
         pulse.cancel()
         await self._channel.stop()
         await self._bench.close()
+        self._watch.stop()
         log.info("stopped")
         return self._code
 
@@ -199,6 +203,10 @@ class Runner:
             self._taking = True
             self._subscribe(m.Consume(self._queues, sorted(self._tasks), self._concurrency, self._ranks))
             self._give_credit()
+
+    def _put(self, jobs: list[Job]) -> None:
+        self._bench.put(jobs)
+        self._watch.wake()
 
     def _subscribe(self, message: m.Consume) -> None:
         self._channel.request(message, message)

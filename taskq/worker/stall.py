@@ -37,11 +37,12 @@ class Question:
 
 
 class StallGuard:
-    """Between the deliveries and their start; `start` takes what may run."""
+    """Between the deliveries and their start; `start` takes what may run, `culprit` says what held the loop in so many seconds."""
 
-    def __init__(self, channel: Channel, start: Callable[[list[Job]], None]) -> None:
+    def __init__(self, channel: Channel, start: Callable[[list[Job]], None], culprit: Callable[[float], str] = lambda within_s: "") -> None:
         self._channel = channel
         self._start = start
+        self._culprit = culprit
         self._pulse_s = monotonic()
         self._in_doubt = False
         self._parked: list[Job] = []
@@ -56,7 +57,8 @@ class StallGuard:
         now_s = monotonic()
         stalled_s, self._pulse_s = now_s - self._pulse_s, now_s
         if stalled_s > STALL_S and not self._in_doubt:
-            log.warning("the worker stood still for %.1f s; what it reads now is checked before it is started", stalled_s)
+            why = self._culprit(stalled_s) or "it was stopped, or something held its GIL"
+            log.warning("the worker stood still for %.1f s: %s; what it reads now is checked before it is started", stalled_s, why)
             self._in_doubt = True
             asyncio.get_running_loop().call_later(SETTLE_S, self._ask)
 

@@ -339,3 +339,7 @@ def _cancel(job: Job, task: asyncio.Task[None]) -> None:
 
 def _cooperate() -> None:
     """A thread looks at `current_task().cancelled` by itself."""
+
+
+# the functions in which a task's code runs on the loop
+STEPS = frozenset({Workbench._first_step.__code__, Workbench._remaining_steps.__code__})
