@@ -265,7 +265,9 @@ class BrokerConfig:
     address_connections_max: int = setting(
         1_024, integer(1, 1_000_000), "Most of them from one other machine (of IPv6: from one /64 network). Loopback is not counted."
     )
-    greeting_connections_max: int = setting(500, integer(1, 1_000_000), "Most TCP connections that are not greeted yet; the oldest makes room.")
+    greeting_connections_max: int = setting(
+        500, integer(1, 1_000_000), "Most connections of a port that have not greeted or asked anything yet; the oldest makes room."
+    )
     greeting_deadline: float = setting(5.0, duration(0.1, 3_600), "How long a TCP connection has to be greeted.")
     frame_deadline: float = setting(10.0, duration(0.1, 3_600), "How long a frame may come slower than rate_bytes_min.")
     unread_deadline: float = setting(10.0, duration(0.1, 3_600), "How long a TCP peer may take its answers slower than rate_bytes_min.")

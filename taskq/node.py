@@ -288,6 +288,7 @@ class Node:
             head_bytes_max=config.http_head_bytes_max,
             connections_max=config.connections_max,
             address_connections_max=config.address_connections_max,
+            silent_connections_max=config.greeting_connections_max,
             head_s=config.http_head_deadline,
             request_s=config.http_request_deadline,
             idle_s=config.http_idle,

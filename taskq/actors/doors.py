@@ -1,7 +1,10 @@
 """What the two doors, TCP and HTTP, share and count: open files, connections by address, and the bytes that connections hold.
 
 Rules:
-- A connection is an open file.  Both doors together leave FILES_SPARE of those that the process may have to the journal, the store and the like.
+- A connection is an open file from the moment that it is accepted.  Both doors together leave FILES_SPARE of those that the process may have to the
+  journal, the store and the like, and half of them where there are few.  Of what they leave, connections that were refused and read why may use
+  half.  With fewer than FILES_LEAST there would be too few for either.
+- Where a door is full, or there are no files left, a connection that does nothing makes room, if a door has one.
 - Connections from one other machine are counted; loopback is not, because there all programs of this machine look alike.
 - Bytes are held for a connection while a request is not whole, or an answer is not read.  Where all together hold too much, the connection that
   holds most is cut, so that who holds little is never hurt by who holds much.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import resource
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import attrs
@@ -20,10 +24,13 @@ import attrs
 from taskq.errors import TooManyConnections
 
 FILES_SPARE = 512
+FILES_LEAST = 256
 # of the spare files, those that connections may use which were refused and still read why
 FILES_LINGERING = 256
 HELD_BYTES_MAX = 256 << 20
 NETWORK6_BITS = 64
+# a connection that has done nothing for so long makes room for another, where there is none
+SPARED_S = 1.0
 RETRY_MS = 1_000
 
 
@@ -61,12 +68,18 @@ class Doors:
         self.files_max = files_max
         self.held_bytes = 0
         self.held_bytes_max = held_bytes_max
+        self.crowds: list[Crowd] = []
         self._holders: dict[Holder, int] = {}
+
+    @property
+    def full(self) -> bool:
+        """There are no files left for connections that are taken on."""
+        return self.files >= self.files_max
 
     @property
     def crowded(self) -> bool:
         """There are no files left for connections that only read why they were refused."""
-        return self.files > self.files_max + FILES_LINGERING
+        return self.files > self.files_max + min(FILES_LINGERING, self.files_max // 2)
 
     def hold(self, holder: Holder, size: int) -> None:
         """A connection holds so much now.  One call may cut connections, this one too."""
@@ -88,21 +101,32 @@ class Doors:
 
 
 class Crowd:
-    """The connections of one door."""
+    """The connections of one door.  `make_room` ends one of them that does nothing, if there is one."""
 
     def __init__(self, doors: Doors, connections_max: int, address_connections_max: int) -> None:
         self.count = 0
-        self._doors = doors
+        self.make_room: Callable[[], None] = lambda: None
+        self.doors = doors
+        doors.crowds.append(self)
         self._most = connections_max
         self._most_of_one = address_connections_max
         self._by_place: dict[str, int] = {}
 
     def enter(self, place: str) -> TooManyConnections | None:
         """One more from this place; why it is refused, if it is.  Refused or not, it is an open file until `leave`."""
-        doors = self._doors
+        doors = self.doors
+        if self.count >= self._most:
+            self.make_room()
+        for crowd in sorted(doors.crowds, key=lambda crowd: -crowd.count) if doors.full else ():
+            if doors.full:
+                crowd.make_room()
+        is_full = doors.full
         doors.files += 1
-        if self.count >= self._most or doors.files > doors.files_max:
-            return TooManyConnections(f"the broker has all {self.count:,} connections that it takes; come back later", retry_after_ms=RETRY_MS)
+        if self.count >= self._most:
+            return TooManyConnections(f"the broker has all {self.count:,} connections that it takes here; come back later", retry_after_ms=RETRY_MS)
+        if is_full:
+            told = f"the broker has {doors.files - 1:,} connections, and no open files for more; come back later"
+            return TooManyConnections(told, retry_after_ms=RETRY_MS)
         here = self._by_place.get(place, 0)
         if place and here >= self._most_of_one:
             return TooManyConnections(f"the broker has {here:,} connections from this address and takes no more", retry_after_ms=RETRY_MS)
@@ -112,7 +136,7 @@ class Crowd:
         return None
 
     def leave(self, place: str, refused: bool) -> None:
-        self._doors.files -= 1
+        self.doors.files -= 1
         if refused:
             return
         self.count -= 1
@@ -122,9 +146,8 @@ class Crowd:
                 del self._by_place[place]
 
 
-def place_of(transport: Any) -> str:
+def place_of(peer: Any) -> str:
     """Where the peer of a connection is: its IPv4 address, its IPv6 network, nothing for loopback."""
-    peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple) or str(peer[0]).startswith("127."):
         return ""
     try:

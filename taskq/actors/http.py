@@ -7,6 +7,9 @@ Rules:
   that waits for the broker has none.
 - What is held for a request that is not whole, or an answer that is not read, counts in `doors.Doors`, which may cut this connection.
   One timer a listener looks at all connections each `sweep_s`; a deadline fires up to one such interval late.
+- A connection that is one too many is not taken on: it has a moment to ask how the broker is, on the open paths, and is told so if it asks anything
+  else, or nothing.  Of those that have asked nothing yet the oldest make room when they are too many; where the door is full, so does the one that
+  has been idle for longest.
 - What is refused before it was whole ends its connection, after the peer had time to read why.
 - Where access tokens are asked for, the gate sees the head of a request before anything of its body is kept, and who is not let in is not read
   from any more.
@@ -27,7 +30,9 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from taskq.actors.doors import HELD_BYTES_MAX, Crowd, Doors, files_for_connections, place_of
+from taskq.actors.acceptor import Acceptor, Arrival
+from taskq.actors.doors import HELD_BYTES_MAX, Crowd, Doors, files_for_connections
+from taskq.actors.quiet import Quiet
 from taskq.actors.slot import Slot, bug
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
@@ -48,8 +53,6 @@ WRITE_BUFFER_BYTES = 256 << 10
 BACKLOG = 1_024
 # how late the answer to a failed proof is, after too many of them
 FAILURE_S = 1.0
-# who only reads loses nothing by an answer that says to ask again
-READS = frozenset({"GET", "HEAD"})
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +60,9 @@ log = logging.getLogger(__name__)
 class HttpProtocol(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, listener: HttpListener) -> None:
+    def __init__(self, listener: HttpListener, arrival: Arrival | None = None) -> None:
         self._listener = listener
+        self._arrival = arrival or Arrival()
         self._receiver = Receiver(listener.limits, self._admit if listener.gate is not None else None)
         self._transport: Any = None
         self._slots: deque[Slot] = deque()
@@ -66,8 +70,6 @@ class HttpProtocol(asyncio.Protocol):
         self._since_ms = 0
         self._began_ms = 0
         self._held = 0
-        self._place = ""
-        self._refused = False
         self._flushing = False
         self._reading = True
         self._writable = True
@@ -80,11 +82,7 @@ class HttpProtocol(asyncio.Protocol):
         self._transport = transport
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES, low=WRITE_BUFFER_BYTES // 4)
         self._touch()
-        self._place = place_of(transport)
-        refusal = self._listener.enter(self, self._place)
-        if refusal is not None:
-            self._refused = True
-            self._refuse(refusal)
+        self._listener.enter(self, self._arrival.refusal is None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -92,7 +90,8 @@ class HttpProtocol(asyncio.Protocol):
         self._slots.clear()
         self._unread = b""
         self._hold()
-        self._listener.leave(self, self._place, self._refused)
+        self._listener.leave(self)
+        self._arrival.end()
 
     def data_received(self, data: bytes) -> None:
         if self._receiver.ended:
@@ -133,6 +132,8 @@ class HttpProtocol(asyncio.Protocol):
             was_started = self._receiver.started
             for event in self._parse(piece):
                 self._take(event)
+            if self._receiver.in_body:
+                self._listener.quiet.leave(self)
             if self._receiver.ended:
                 self._unread = b""
             elif self._receiver.started and not was_started:
@@ -162,9 +163,17 @@ class HttpProtocol(asyncio.Protocol):
 
     def _take(self, event: Event | InternalError) -> None:
         if isinstance(event, Request):
+            refusal = self._arrival.refusal
+            if refusal is not None:
+                event.keep_alive = False
+                self._receiver.ended = True
             slot = Slot(self, event, not event.keep_alive)
             self._slots.append(slot)
-            self._listener.serve(event, slot)
+            self._listener.quiet.leave(self)
+            if refusal is not None and event.path not in OPEN_PATHS:
+                slot.finish(error_response(refusal))
+            else:
+                self._listener.serve(event, slot)
         elif isinstance(event, Interim):
             slot = Slot(self, None, False)
             slot.data = event.data
@@ -215,6 +224,8 @@ class HttpProtocol(asyncio.Protocol):
         if closing is not None:
             self._end(closing)
         elif parts:
+            if not self._slots:
+                self._listener.quiet.rests(self)
             self._read()
         self._hold()
 
@@ -244,7 +255,7 @@ class HttpProtocol(asyncio.Protocol):
         if slot.request is not None or self._peer_done:
             self._transport.close()
             return
-        if self._refused and self._listener.doors.crowded:
+        if self._arrival.refusal is not None and self._listener.doors.crowded:
             self._transport.close()
             return
         self._lingering = True
@@ -269,6 +280,9 @@ class HttpProtocol(asyncio.Protocol):
         elif self._lingering:
             if age_s >= limits.linger_s:
                 self.abort()
+        elif self._arrival.refusal is not None and not self._slots:
+            if age_s >= limits.linger_s:
+                self._refuse(self._arrival.refusal)
         elif self._receiver.started:
             if self._reading:
                 self._check_arrival((now_ms - self._began_ms) / 1000 - limits.sweep_s)
@@ -317,6 +331,12 @@ class HttpProtocol(asyncio.Protocol):
         if self._transport is not None and not self._slots and not self._receiver.started and not self._unread and not self._lingering:
             self._transport.close()
 
+    def make_room(self) -> None:
+        """End for the sake of others; nothing is done here."""
+        if self._transport is not None:
+            self._transport.close()
+        self._arrival.end()
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -337,9 +357,11 @@ class HttpListener:
         self._clock_ms = clock.steady_ms()
         self._loop = asyncio.get_running_loop()
         self.addresses: list[tuple[str, int]] = []
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._connections: set[HttpProtocol] = set()
         self._crowd = Crowd(doors, self.limits.connections_max, self.limits.address_connections_max)
+        self.quiet = Quiet(self._loop, self.limits.silent_connections_max)
+        self._crowd.make_room = self.quiet.make_room
         self._written: list[HttpProtocol] = []
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
@@ -352,15 +374,16 @@ class HttpListener:
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Bind, see `sockets.bind`."""
-        self._servers = await bind(partial(HttpProtocol, self), host, port, BACKLOG, tls)
-        self.addresses = addresses(self._servers)
+        most = self.limits.silent_connections_max
+        self._acceptors = await bind(partial(HttpProtocol, self), self._crowd, host, port, BACKLOG, tls, handshakes_max=most)
+        self.addresses = addresses(self._acceptors)
 
     async def close(self, deadline_s: float = 5.0) -> None:
         """Accept no more, end idle connections, answer who only reads that it ends, let other requests in progress finish; at the deadline cut
         what is left."""
         self.closing = True
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            await acceptor.close()
         for connection in list(self._connections):
             connection.retire()
         try:
@@ -375,18 +398,19 @@ class HttpListener:
 
     # ---- called by connections -----------------------------------------------------------------------------------------------------
 
-    def enter(self, connection: HttpProtocol, place: str) -> TaskqError | None:
-        """Take a connection on; why it is refused, if it is."""
+    def enter(self, connection: HttpProtocol, is_taken_on: bool) -> None:
+        """A connection is made."""
         self._connections.add(connection)
         self._gone.clear()
         if self._timer is None:
             self._clock_ms = self._clock.steady_ms()
             self._arm()
-        return self._crowd.enter(place)
+        if is_taken_on:
+            self.quiet.enter(connection)
 
-    def leave(self, connection: HttpProtocol, place: str, refused: bool) -> None:
+    def leave(self, connection: HttpProtocol) -> None:
         self._connections.discard(connection)
-        self._crowd.leave(place, refused)
+        self.quiet.leave(connection)
         if not self._connections:
             self._gone.set()
 

@@ -15,6 +15,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 
+from taskq.actors.acceptor import Acceptor, Arrival
 from taskq.actors.doors import RETRY_MS, Crowd, Doors, TcpLimits
 from taskq.actors.session import GREETING_BYTES_MAX, SessionActor, Tell
 from taskq.actors.sockets import addresses, bind
@@ -24,13 +25,13 @@ from taskq.core.gate import FAILURES_MAX, AccessToken
 from taskq.core.house import House
 from taskq.core.messages import Goaway
 from taskq.core.session import Session
-from taskq.errors import ProtocolError, TaskqError, TooManyConnections
+from taskq.errors import ProtocolError, TooManyConnections
 
 INBOX_BYTES = 256 << 10
 BACKLOG = 4_096
 SWEEP_S = 0.5
 PARTS = 5
-# how long a burst of new connections may take to say HELLO before the oldest of too many is sent away
+# how long a new connection may take to say HELLO before it is sent away as the oldest of too many
 THIN_S = 0.1
 # a turn that comes so late means that the process stood still
 LATE_S = 1.0
@@ -62,7 +63,8 @@ class Listener:
         self._tell = tell
         self._new_origin = new_origin
         self._crowd = Crowd(doors, limits.connections_max, limits.address_connections_max)
-        self._servers: list[asyncio.Server] = []
+        self._crowd.make_room = self._make_room
+        self._acceptors: list[Acceptor] = []
         self._sessions: dict[int, SessionActor] = {}
         self._greeting: dict[SessionActor, None] = {}
         self._greeting_bytes = 0
@@ -82,11 +84,12 @@ class Listener:
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Bind, see `sockets.bind`."""
-        self._servers = await bind(self._connection, host, port, BACKLOG, tls)
-        self.addresses = addresses(self._servers)
+        most = self.limits.greeting_connections_max
+        self._acceptors = await bind(self._connection, self._crowd, host, port, BACKLOG, tls, handshakes_max=most)
+        self.addresses = addresses(self._acceptors)
 
-    def _connection(self) -> SessionActor:
-        return SessionActor(Session(self._new_origin(), self._house), self, self._tell)
+    def _connection(self, arrival: Arrival) -> SessionActor:
+        return SessionActor(Session(self._new_origin(), self._house), self, self._tell, arrival)
 
     # ---- called by connections -----------------------------------------------------------------------------------------------------
 
@@ -94,20 +97,17 @@ class Listener:
         """Seconds on a clock that stands still while this process does."""
         return self.loop.time() - self._skipped_s
 
-    def enter(self, session: SessionActor) -> TaskqError | None:
-        """Take a connection on; why it is refused, if it is."""
+    def enter(self, session: SessionActor, is_taken_on: bool) -> None:
+        """A connection is made."""
         origin = session.session.origin
         self._sessions[origin] = self._parts[origin % PARTS][origin] = session
         self._gone.clear()
         if self._timer is None:
             self._arm()
-        refusal = self._crowd.enter(session.place)
-        if refusal is None:
+        if is_taken_on:
             self._greeting[session] = None
-            if len(self._greeting) > self.limits.greeting_connections_max and not self._thinning:
-                self._thinning = True
-                self.loop.call_later(THIN_S, self._thin)
-        return refusal
+            if len(self._greeting) > self.limits.greeting_connections_max:
+                self._thin_soon()
 
     def greeted(self, session: SessionActor, held_bytes: int) -> None:
         self._greeting.pop(session, None)
@@ -119,21 +119,34 @@ class Listener:
         if more_bytes > 0 and self._greeting_bytes > GREETING_BYTES_MAX * self.limits.greeting_connections_max:
             self.loop.call_soon(self._thin)
 
+    def _thin_soon(self) -> None:
+        if not self._thinning:
+            self._thinning = True
+            self.loop.call_later(THIN_S, self._thin)
+
     def _thin(self) -> None:
         """Send the oldest of those away that have not said HELLO, until there are few enough."""
         self._thinning = False
         most, most_bytes = self.limits.greeting_connections_max, GREETING_BYTES_MAX * self.limits.greeting_connections_max
         while self._greeting and (len(self._greeting) > most or self._greeting_bytes > most_bytes):
             session = next(iter(self._greeting))
+            if self._greeting_bytes <= most_bytes and session.age_s < THIN_S:
+                self._thin_soon()
+                return
             del self._greeting[session]
             session.turn_away(TooManyConnections("too many connections that have not said HELLO", retry_after_ms=RETRY_MS))
+
+    def _make_room(self) -> None:
+        """The oldest of those that have not said HELLO goes."""
+        session = next(iter(self._greeting), None)
+        if session is not None and session.make_room():
+            self._greeting.pop(session, None)
 
     def leave(self, session: SessionActor) -> None:
         origin = session.session.origin
         self._sessions.pop(origin, None)
         self._parts[origin % PARTS].pop(origin, None)
         self._greeting.pop(session, None)
-        self._crowd.leave(session.place, session.refused)
         if not self._sessions:
             self._gone.set()
 
@@ -214,8 +227,8 @@ class Listener:
 
     async def close(self) -> None:
         """Accept no more, close all connections after what was written to them has left; who has not taken it within CLOSE_S is cut off."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            await acceptor.close()
         for each in (SessionActor.close, SessionActor.abort):
             for session in list(self._sessions.values()):
                 each(session)

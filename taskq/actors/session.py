@@ -21,23 +21,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from taskq.actors.doors import place_of
+from taskq.actors.doors import RETRY_MS, SPARED_S
+from taskq.actors.sockets import keep_alive
 from taskq.actors.unread import Unread
 from taskq.core import messages as m
 from taskq.core.effects import Command, Reply
 from taskq.core.session import GREETED, Session, error_of_protocol
-from taskq.errors import AuthFailed, InternalError, Overloaded, ProtocolError, SlowConsumer, TaskqError, TimedOut
+from taskq.errors import AuthFailed, InternalError, Overloaded, ProtocolError, SlowConsumer, TaskqError, TimedOut, TooManyConnections
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import RESENT, Frame
 from taskq.protocol.framing import FrameDecoder
 
 if TYPE_CHECKING:
+    from taskq.actors.acceptor import Arrival
     from taskq.actors.listener import Listener
 
 GREETING_BYTES_MAX = 8_192
@@ -49,8 +50,6 @@ TURN_FRAMES = 64
 # more than this side's own clients ever have in flight
 WAITS_MAX = 8_192
 WRITE_BUFFER_BYTES = (64 << 10, 256 << 10)
-# how a dead peer is noticed by the kernel: idle, between probes, probes
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)) if hasattr(socket, "TCP_KEEPIDLE") else ()
 
 # frames that take a turn for themselves: the answer is as long as the broker is large
 COSTS: dict[type, int] = {m.Inspect: TURN_FRAMES}
@@ -63,10 +62,9 @@ Tell = Callable[[list[tuple[int, Command]]], None]
 class SessionActor(asyncio.BufferedProtocol):
     """See the module.  `tell` carries commands to the shards."""
 
-    def __init__(self, session: Session, listener: Listener, tell: Tell) -> None:
+    def __init__(self, session: Session, listener: Listener, tell: Tell, arrival: Arrival) -> None:
         self.session = session
-        self.place = ""
-        self.refused = False
+        self._arrival = arrival
         self._listener = listener
         self._tell = tell
         self._decoder = FrameDecoder(GREETING_BYTES_MAX)
@@ -93,12 +91,11 @@ class SessionActor(asyncio.BufferedProtocol):
         self._transport = transport
         low, high = WRITE_BUFFER_BYTES
         self._transport.set_write_buffer_limits(high=high, low=low)
-        _keep_alive(transport.get_extra_info("socket"))
+        keep_alive(transport.get_extra_info("socket"))
         self._since_s = self._heard_s = self._listener.time()
-        self.place = place_of(transport)
-        refusal = self._listener.enter(self)
+        refusal = self._arrival.refusal
+        self._listener.enter(self, refusal is None)
         if refusal is not None:
-            self.refused = True
             self.turn_away(refusal)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -109,6 +106,7 @@ class SessionActor(asyncio.BufferedProtocol):
         self._hold()
         self.session.lost(self._listener.now_ms())
         self._listener.leave(self)
+        self._arrival.end()
 
     def get_buffer(self, size_hint: int) -> memoryview:
         """The rest of a large frame is received where it stays; all else into one buffer that the connections share, since it is read at once."""
@@ -460,6 +458,19 @@ class SessionActor(asyncio.BufferedProtocol):
         if self._listener.doors.crowded and self._transport is not None:
             self._transport.close()
 
+    @property
+    def age_s(self) -> float:
+        return self._listener.time() - self._since_s
+
+    def make_room(self) -> bool:
+        """End before the greeting, for the sake of others, unless the peer came only now; whether it does."""
+        if self._transport is None or self.age_s < SPARED_S:
+            return False
+        self.turn_away(TooManyConnections("there was no HELLO, and the place is needed", retry_after_ms=RETRY_MS))
+        self._transport.close()
+        self._arrival.end()
+        return True
+
     def close(self) -> None:
         """Close after what was written has left; how long that may take is the listener's to say."""
         self._ended = True
@@ -480,11 +491,3 @@ class Leaving:
     seq: int
     error: TaskqError | None
     since_s: float
-
-
-def _keep_alive(connection: Any) -> None:
-    """A peer that is gone without a word is noticed within a minute."""
-    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from taskq.config import AUTO, MIB, show_bytes
@@ -28,6 +29,7 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._looked_s = self._loop.time()
         self._give_back_s = 0.0
+        self._used = 0
 
     def look(self) -> None:
         now_s = self._loop.time()
@@ -37,15 +39,21 @@ class Watch:
             self._admission.set("memory", self._memory(now_s))
 
     def _memory(self, now_s: float) -> Overloaded | None:
-        used = resident_bytes()
+        used = self._resident_bytes()
         if used > self.memory_bytes_max and now_s >= self._give_back_s:
             self._give_back_s = now_s + GIVE_BACK_S
             give_back()
-            used = resident_bytes()
+            used = self._resident_bytes()
         if used <= self.memory_bytes_max:
             return None
         told = f"the broker uses {used // MIB}MiB of memory, its limit is {show_bytes(self.memory_bytes_max)} (memory_bytes_max); retry later"
         return Overloaded(told, retry_after_ms=RETRY_MS)
+
+    def _resident_bytes(self) -> int:
+        """As when it was last seen, if it cannot be seen now for want of open files."""
+        with suppress(OSError):
+            self._used = resident_bytes()
+        return self._used
 
 
 def resident_bytes() -> int:

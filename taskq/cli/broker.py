@@ -206,13 +206,18 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def raise_file_limit(files: int) -> None:
-    """Each connection is an open file; the usual soft limit of 1,024 is far below what the hard one allows."""
+    """Each connection is an open file; the usual soft limit of 1,024 is far below what the hard one allows.  ConfigError if that allows too few."""
     import resource
+
+    from taskq.actors.doors import FILES_LEAST
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard != resource.RLIM_INFINITY and hard < FILES_LEAST:
+        told = f"open files: this process may have {hard:,}, and needs at least {FILES_LEAST:,}, or {files:,} for connections_max on both ports"
+        raise ConfigError(f"{told}; raise the hard limit: ulimit -n, or LimitNOFILE of the service", field="connections_max")
 
 
 def rest_from_collections() -> None:

@@ -36,8 +36,9 @@ PIECE_BYTES = 4_096
 
 @attrs.frozen
 class HttpLimits:
-    """The limits of the HTTP door.  `queued_max`: requests of one connection that wait for their answers; more are not read.  `hosts`: names
-    that a Host header may have beside IP addresses and localhost; "*" allows any."""
+    """The limits of the HTTP door.  `queued_max`: requests of one connection that wait for their answers; more are not read.
+    `silent_connections_max`: connections on which nothing was asked yet.  `hosts`: names that a Host header may have beside IP addresses and
+    localhost; "*" allows any."""
 
     payload_bytes_max: int = 1 << 20
     body_bytes_max: int = (1 << 20) + (64 << 10)
@@ -47,6 +48,7 @@ class HttpLimits:
     queued_max: int = 16
     connections_max: int = 10_000
     address_connections_max: int = 1_024
+    silent_connections_max: int = 500
     wait_s_max: float = 60.0
     head_s: float = 5.0
     request_s: float = 15.0

@@ -411,6 +411,59 @@ async def test_too_many_connections_are_turned_away_with_a_reason(open_door: Ope
     writer.close()
 
 
+async def test_a_full_door_still_answers_how_the_broker_is_and_nothing_else(open_door: Open) -> None:
+    door = await open_door(HttpLimits(connections_max=2, sweep_s=0.05, linger_s=5))
+    door.broker.held = []
+    busy = [await door.raw() for _ in range(2)]
+    for _, writer in busy:
+        writer.write(get(f"/v1/tasks/{'0' * 32}"))
+    while len(door.broker.held) < 2:
+        await door.broker.arrived.wait()
+        door.broker.arrived.clear()
+    for path, status in (("/readyz", 200), ("/healthz", 200), (f"/v1/tasks/{'0' * 32}", 503), ("/v1/queues", 503)):
+        answer = await door.exchange(get(path) * 2)
+        assert statuses(answer) == [status]
+        assert b"Connection: close" in answer
+    assert len(door.broker.held) == 2
+    for _, writer in busy:
+        writer.close()
+
+
+async def test_of_those_that_ask_nothing_the_oldest_make_room(open_door: Open) -> None:
+    door = await open_door(HttpLimits(silent_connections_max=3))
+    asked = await door.raw()
+    asked[1].write(get())
+    await asked[0].readuntil(b"}")
+    silent = [await door.raw() for _ in range(30)]
+    for _, writer in silent[::2]:
+        writer.write(b"GET /rea")
+    for reader, _ in silent[:27]:
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    for _, writer in (asked, *silent[28:29]):
+        writer.write(b"dyz HTTP/1.1\r\nHost: localhost\r\n\r\n" if writer is not asked[1] else get("/readyz"))
+    for reader, writer in (asked, *silent[28:29]):
+        assert b"200" in await asyncio.wait_for(reader.readuntil(b"}"), 10)
+        writer.close()
+    for _, writer in silent:
+        writer.close()
+
+
+async def test_where_the_door_is_full_who_has_been_idle_for_longest_makes_room(open_door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.actors.quiet.SPARED_S", 0.0)
+    door = await open_door(HttpLimits(connections_max=3))
+    first, *others = [await door.raw() for _ in range(3)]
+    for reader, writer in (first, *others):
+        writer.write(get())
+        await reader.readuntil(b"}")
+    assert statuses(await door.exchange(get("/v1/queues", "Connection: close"))) == [200]
+    assert await first[0].read() == b""
+    first[1].close()
+    for reader, writer in others:
+        writer.write(get())
+        assert b"200" in await reader.readuntil(b"}")
+        writer.close()
+
+
 async def test_closing_ends_idle_connections_and_lets_requests_in_progress_finish(door: Door) -> None:
     idle_reader, idle = await door.raw()
     idle.write(get())

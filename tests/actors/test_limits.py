@@ -16,7 +16,6 @@ from actors.test_session import WAIT_S, Door, Peer, enqueue
 from taskq import testing
 from taskq.actors import doors as doors_module
 from taskq.actors import listener as listener_module
-from taskq.actors import session as session_module
 from taskq.actors.doors import Crowd, Doors, TcpLimits, files_for_connections, place_of
 from taskq.actors.shard import TURN_TASKS, share_out, weight
 from taskq.actors.unread import Unread
@@ -172,18 +171,12 @@ def test_files_are_counted_for_both_doors_together() -> None:
     ],
 )
 def test_the_place_of_a_peer(peer: Any, place: str) -> None:
-    class Transport:
-        def get_extra_info(self, name: str) -> Any:
-            return peer
-
-    assert place_of(Transport()) == place
+    assert place_of(peer) == place
 
 
 async def test_one_address_is_refused_while_others_come_in_on_both_doors(open_door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     crowded = ["elsewhere"]
-    for module in (session_module, "taskq.actors.http"):
-        target = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{target}.place_of", lambda transport: crowded[0])
+    monkeypatch.setattr("taskq.actors.acceptor.place_of", lambda peer: crowded[0])
     door = await open_door(address_connections_max=1)
     await door.greet()
     error = await (await door.connect()).refused()

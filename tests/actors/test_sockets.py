@@ -9,17 +9,23 @@ from typing import Any
 
 import pytest
 
+from taskq.actors.acceptor import Acceptor
+from taskq.actors.doors import Crowd, Doors
 from taskq.actors.sockets import addresses, bind
 
 
+async def bound(host: str, port: int) -> list[Acceptor]:
+    return await bind(lambda arrival: asyncio.Protocol(), Crowd(Doors(10, 1 << 20), 10, 10), host, port, 1)
+
+
 async def test_localhost_is_both_loopbacks_on_one_port_as_far_as_the_machine_has_them() -> None:
-    servers = await bind(asyncio.Protocol, "localhost", 0, 1)
+    servers = await bound("localhost", 0)
     hosts, ports = zip(*addresses(servers), strict=True)
     assert hosts[0] == "127.0.0.1"
     assert set(hosts) <= {"127.0.0.1", "::1"}
     assert len(set(ports)) == 1
     for server in servers:
-        server.close()
+        await server.close()
 
 
 def free_port() -> int:
@@ -32,22 +38,21 @@ def free_port() -> int:
 async def test_a_second_loopback_that_another_program_has_is_an_error_and_one_that_is_missing_is_none(
     monkeypatch: pytest.MonkeyPatch, number: int | None, is_fine: bool
 ) -> None:
-    loop, port = asyncio.get_running_loop(), free_port()
+    port, create_server = free_port(), socket.create_server
 
-    class Loop:
-        async def create_server(self, protocol: Any, host: str, port: int, **options: Any) -> Any:
-            if host == "::1":
-                raise OSError(number, "no") if number else OSError("could not bind on any address")
-            return await loop.create_server(protocol, host, port, **options)
+    def create(address: tuple[str, int], **options: Any) -> Any:
+        if address[0] == "::1":
+            raise OSError(number, "no") if number else OSError("could not bind on any address")
+        return create_server(address, **options)
 
-    monkeypatch.setattr(asyncio, "get_running_loop", Loop)
+    monkeypatch.setattr(socket, "create_server", create)
     if is_fine:
-        servers = await bind(asyncio.Protocol, "localhost", port, 1)
+        servers = await bound("localhost", port)
         assert addresses(servers) == [("127.0.0.1", port)]
-        servers[0].close()
+        await servers[0].close()
         return
     with pytest.raises(OSError, match="no"):
-        await bind(asyncio.Protocol, "localhost", port, 1)
+        await bound("localhost", port)
     monkeypatch.undo()
-    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", port)
-    server.close()
+    [server] = await bound("127.0.0.1", port)
+    await server.close()
