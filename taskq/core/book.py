@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count, groupby
 from operator import attrgetter
 from struct import unpack
@@ -23,6 +23,7 @@ from taskq.core.followers import Crew, Followers, Key
 from taskq.core.idtime import IdTime
 from taskq.core.line import TASK_BYTES, Budget
 from taskq.core.queue import Queue
+from taskq.core.recent import Recent
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
 from taskq.errors import Answer, BadRequest
 from taskq.ids import SLOTS, slot_of_queue
@@ -72,6 +73,7 @@ class Shared:
     admission: Admission = attrs.field(factory=Admission)
     durability: int = m.FSYNC
     ids: IdTime = attrs.field(factory=IdTime)
+    recent: Recent = attrs.field(factory=Recent)
     queues: int = 0
     before_change: Callable[[Task], None] = _without_flush
 
@@ -279,12 +281,14 @@ class Book:
             self.far[task.id] = task
         self.adopt(task)
 
-    def forget(self, task: Task) -> None:
-        """The store has it as it is: it leaves memory."""
-        self.tasks.pop(task.id, None)
-        self.far.pop(task.id, None)
-        if task.key is not None:
-            self.keys.pop((task.queue, task.key), None)
+    def forget(self, tasks: Sequence[Task]) -> None:
+        """The store has them as they are: they leave memory."""
+        for task in tasks:
+            self.tasks.pop(task.id, None)
+            self.far.pop(task.id, None)
+            if task.key is not None:
+                self.keys.pop((task.queue, task.key), None)
+        self.shared.recent.add([task.id for task in tasks], self.id_ms)
 
     def restore(self, task: Task) -> None:
         """At start: a live task that is kept in memory."""

@@ -1,7 +1,7 @@
 """Enqueue: decide which tasks of a frame are new, and make them.
 
 The frame is refused as a whole if its shape is wrong, task by task if a value is.  Ids are made by clients and are new, so the store is asked
-only if the frame may have been sent before, a key is given, or an id's time is not near the broker's clock; the frame is parked meanwhile.
+only if the frame may have been sent before, a key is given, or it may know an id (recent.py); the frame is parked meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 from taskq.core import messages as m
 from taskq.core.book import Book, Decision
+from taskq.core.content import Comparison, Content
 from taskq.core.effects import Command, FindLoad
-from taskq.core.idtime import are_fresh, is_fresh
+from taskq.core.idtime import is_fresh
 from taskq.core.queue import Queue
 from taskq.core.records import Admitted, column
 from taskq.core.task import DIRTY, PENDING, SCHEDULED, InvariantError, Options, Task, parked
@@ -64,12 +65,13 @@ def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | Non
     ids = _made(split(message.ids, ID_BYTES), slot, id_ms, book)
     errors = _bad_values(message, len(ids), book.limits.payload_bytes_max)
     errors.update(_bad_ids(ids, slot))
+    doubtful = frozenset(ids) if command.resent else book.shared.recent.doubtful(ids, id_ms)
     if known is None:
-        unsure = _unsure(book, command, message, ids, id_ms, errors)
+        unsure = _unsure(book, command, message, ids, doubtful, errors)
         if unsure is not None:
             return [], unsure
         known = {}
-    return _admit(book, message, ids, slot, now_ms, known, errors, command.resent)
+    return _admit(book, message, ids, slot, now_ms, known, errors, doubtful, command.resent)
 
 
 def error_of(answer: Answer) -> m.Error:
@@ -132,10 +134,11 @@ def _are_ours(block: bytes, slot: int) -> bool:
     )
 
 
-def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], id_ms: int, errors: Collection[int]) -> FindLoad | None:
+def _unsure(
+    book: Book, command: Command, message: m.Enqueue, ids: list[bytes], doubtful: Collection[bytes], errors: Collection[int]
+) -> FindLoad | None:
     """The question to the store, if memory alone cannot say that these tasks are new."""
-    odd = [] if are_fresh(ids, id_ms) else [task_id for task_id in ids if not is_fresh(task_id, id_ms)]
-    asked = ids if command.resent else odd
+    asked = [task_id for task_id in ids if task_id in doubtful] if doubtful else []
     keys = {(message.queue, key) for key in message.keys if key is not None}
     unknown = any(task_id not in book.tasks for task_id in asked) or any(key not in book.keys for key in keys)
     if not unknown or len(errors) == len(ids):
@@ -146,15 +149,24 @@ def _unsure(book: Book, command: Command, message: m.Enqueue, ids: list[bytes], 
 
 
 def _admit(
-    book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, known: Known, errors: dict[int, Answer], resent: bool
+    book: Book,
+    message: m.Enqueue,
+    ids: list[bytes],
+    slot: int,
+    now_ms: int,
+    known: Known,
+    errors: dict[int, Answer],
+    doubtful: Collection[bytes],
+    resent: bool,
 ) -> Decision:
     count = len(ids)
-    if not (errors or known or resent) and message.keys == [None] and _are_new(book, ids) and _fits(book, message):
+    if not (errors or known or doubtful) and message.keys == [None] and _are_new(book, ids) and _fits(book, message):
         return _all_new(book, message, ids, slot, now_ms)
     outcomes, states = bytearray(count), bytearray(count)
     keys = column(message.keys, count)
     delays = column(message.delays_ms, count)
     fresh: dict[Any, int] = {}
+    same = Comparison().same
     for at, task_id in enumerate(ids):
         states[at] = SCHEDULED if delays[at] else PENDING
         if at in errors:
@@ -165,10 +177,10 @@ def _admit(
         twin = fresh.get(task_id, fresh.get(key) if key else None)
         task = book.tasks.get(task_id) or known.get(task_id) or (key and (book.keys.get(key) or known.get(key))) or None
         if twin is not None:
-            twin_id, state, same = ids[twin], states[twin], _content(message, twin, count) == _content(message, at, count)
+            twin_id, state, is_same = ids[twin], states[twin], same(_content(message, twin, count), _content(message, at, count))
         elif task is not None:
-            twin_id, state, same = task.id, task.state, _content_of(task) == _content(message, at, count)
-        elif (resent or not is_fresh(task_id, book.id_ms)) and book.shared.ids.may_be_pruned(task_id, book.id_ms):
+            twin_id, state, is_same = task.id, task.state, same(_content_of(task), _content(message, at, count))
+        elif task_id in doubtful and _is_gone(book, task_id, resent):
             errors[at], outcomes[at] = IdTooOld(field="id"), m.REFUSED
             continue
         else:
@@ -176,7 +188,7 @@ def _admit(
             if key:
                 fresh[key] = at
             continue
-        if same:
+        if is_same:
             outcomes[at], states[at], ids[at] = m.EXISTS, state, twin_id
         else:
             errors[at], outcomes[at] = (IdConflict(field="id") if twin_id == task_id else _key_conflict(text, twin_id)), m.REFUSED
@@ -199,8 +211,15 @@ def _key_conflict(key: str | None, twin_id: bytes) -> KeyConflict:
     )
 
 
+def _is_gone(book: Book, task_id: bytes, resent: bool) -> bool:
+    """Whether a task with this id, of which nothing is found, was or may have been here and was deleted."""
+    if task_id in book.shared.recent:
+        return True
+    return (resent or not is_fresh(task_id, book.id_ms)) and book.shared.ids.may_be_pruned(task_id, book.id_ms)
+
+
 def _are_new(book: Book, ids: list[bytes]) -> bool:
-    return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids) and are_fresh(ids, book.id_ms)
+    return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids)
 
 
 def _fits(book: Book, message: m.Enqueue) -> bool:
@@ -229,13 +248,13 @@ def _all_new(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms
     return [_record(book, message, ids, slot, now_ms, range(count))], reply
 
 
-def _content(message: m.Enqueue, at: int, count: int) -> tuple[str, int, m.Payload]:
+def _content(message: m.Enqueue, at: int, count: int) -> Content:
     """What two enqueues must have in common to be the same task."""
-    return column(message.task_types, count)[at], column(message.encodings, count)[at], message.payloads[at]
+    return message.queue, column(message.task_types, count)[at], column(message.encodings, count)[at], message.payloads[at]
 
 
-def _content_of(task: Task) -> tuple[str, int, m.Payload]:
-    return task.options.task_type, task.options.encoding, task.payload
+def _content_of(task: Task) -> Content:
+    return task.queue, task.options.task_type, task.options.encoding, task.payload
 
 
 def _record(book: Book, message: m.Enqueue, ids: list[bytes], slot: int, now_ms: int, chosen: Sequence[int]) -> Admitted:

@@ -39,6 +39,7 @@ def narrow(book: Book, horizon: tuple[int, int]) -> None:
     """Timed tasks behind this horizon become far.  No flush and no load is under way."""
     book.horizon = min(book.horizon, horizon)
     kept = []
+    leaving = []
     for timer in book.timers:
         task = timer[2]
         if not isinstance(task, Task) or (task.hot and (task.due_ms, task.seq) <= book.horizon):
@@ -46,9 +47,10 @@ def narrow(book: Book, horizon: tuple[int, int]) -> None:
         elif task.hot and task.state in TIMED:
             book.leave_timed(task)
             if task.dirty == CLEAN:
-                book.forget(task)
+                leaving.append(task)
             else:
                 book.far[task.id] = task
+    book.forget(leaving)
     book.timers, book.dead_timers = kept, 0
     heapq.heapify(kept)
 

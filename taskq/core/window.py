@@ -41,12 +41,14 @@ def decide_flushed(book: Book, command: fx.Command, now_ms: int, known: object) 
     then they are dirty, or with a newer flush that is not committed yet.  Of those that stay it has the texts of their errors."""
     message: fx.Flushed = command.message
     newer = book.end_flush(message.flush)
+    leaving = []
     for task in message.tasks:
         if task.dirty != CLEAN or task in newer:
             continue
         if task.state in FINAL or (task.state in COLD and not task.hot):
-            book.forget(task)
+            leaving.append(task)
         elif task.history:
             task.history = lean(task.history)
+    book.forget(leaving)
     book.forget_queues({task.queue for task in message.tasks})
     return [], None

@@ -113,6 +113,10 @@ class Store(Protocol):
         finished ones in the order in which they finished."""
         ...
 
+    async def newest_id(self, until: bytes) -> bytes:
+        """The highest id up to this one, live or finished; b"" if there is none."""
+        ...
+
     async def commit(self, batch: WriteBatch) -> None:
         """All of the batch or nothing; on return it survives power loss."""
         ...

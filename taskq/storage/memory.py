@@ -76,6 +76,10 @@ class MemoryStore:
         live = sorted(self.contents.tasks.values(), key=lambda row: row[SEQ])
         return [row for row in (*live, *self.contents.finished) if row[ID] in by_id or (row[QUEUE], row[KEY]) in by_key]
 
+    async def newest_id(self, until: bytes) -> bytes:
+        rows = (*self.contents.tasks.values(), *self.contents.finished)
+        return max((row[ID] for row in rows if row[ID] <= until), default=b"")
+
     async def commit(self, batch: WriteBatch) -> None:
         put, finish = _own(batch.put), _own(batch.finish)
         _check(put + finish)

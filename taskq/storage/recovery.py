@@ -16,6 +16,7 @@ from taskq.core import records as r
 from taskq.core.attempt import lean
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
+from taskq.core.idtime import FRESH_MS
 from taskq.core.line import TASK_BYTES, Budget, Line
 from taskq.core.queue import Queue
 from taskq.core.ring import Ring
@@ -247,6 +248,7 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: 
     """Fill new shards from the store: running tasks whole, those that wait and dead letters by count.  The sessions that hold leases are known as
     restored, and have one lease to come back."""
     ring = Ring(len(shards))
+    await _raise_floor(store, shards[0].shared, now_ms)
     after_seq = 0
     ahead: dict[tuple[str, int, str], int] = {}
     while rows := await store.load((RUNNING, WAITING), after_seq, PAGE_ROWS):
@@ -268,6 +270,14 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: 
             shards[ring.of_queue(queue)].restore_size(queue, payload_bytes)
     for (queue, priority, task_type), position in ahead.items():
         await _load_before(store, shards[ring.of_queue(queue)], queue, priority, task_type, position)
+
+
+async def _raise_floor(store: Store, shared: Shared, now_ms: int) -> None:
+    """Ids that look new and may be in the store, or were left out of it, are looked for."""
+    fresh_until_ms = shared.ids.now_ms(now_ms) + FRESH_MS
+    newest = await store.newest_id(fresh_until_ms.to_bytes(6, "big") + bytes([0xFF]) * (ID_BYTES - 6))
+    marks = [ms for ms in (shared.ids.pruned_ms, shared.ids.ahead_ms) if ms <= fresh_until_ms]
+    shared.recent.raise_floor(max([ms_of_id(newest) if newest else 0, *marks]))
 
 
 async def _load_before(store: Store, shard: Shard, queue: str, priority: int, task_type: str, position: int) -> None:

@@ -300,6 +300,11 @@ def _find(connection: sqlite3.Connection, pack: Pack, ids: Sequence[bytes], keys
     return found
 
 
+def _newest_id(connection: sqlite3.Connection, until: bytes) -> bytes:
+    found = (connection.execute(f"SELECT max(id) FROM {table} WHERE id <= ?", (until,)).fetchone()[0] for table in ("tasks", "finished"))
+    return max(bytes(task_id or b"") for task_id in found)
+
+
 def _checkpoint(connection: sqlite3.Connection) -> bool:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not busy
@@ -432,6 +437,9 @@ class SqliteStore:
 
     async def find(self, ids: Sequence[bytes], keys: Sequence[tuple[str, str]]) -> list[Row]:
         return await self._run(_find, self._pack, ids, keys)
+
+    async def newest_id(self, until: bytes) -> bytes:
+        return await self._run(_newest_id, until)
 
     async def commit(self, batch: WriteBatch) -> None:
         held = [batch]  # the thread keeps its last job until the next one comes: the job must not keep the payloads

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
+import attrs
+import msgpack
 import pytest
-from small_world import Worker, World, enqueue_of
+from small_world import Worker, World, at_once, enqueue_of
 
 from taskq.core import messages as m
 from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, TASKS_MAX
 from taskq.core.idtime import FRESH_MS
 from taskq.core.task import CANCELLED, COMPLETED, PENDING, SCHEDULED
 from taskq.ids import NIL, is_valid, slot_of_id, slot_of_queue, split
+from taskq.storage.base import Retention
 
 
 def test_new_tasks_are_pending_and_get_ids_of_their_queue(world: World) -> None:
@@ -137,6 +141,76 @@ def test_a_fresh_id_does_not_ask_the_store(world: World) -> None:
     told = world.client.ask(enqueue_of(b"x", ids=world.new_id(age_ms=FRESH_MS)))
     assert told.outcomes == bytes([m.CREATED])
     assert world.loads == []
+
+
+def done_long_ago(world: World, after_ms: int) -> tuple[m.Enqueue, bytes]:
+    """A task that was completed, left memory, and is kept in the store; the frame that made it."""
+    frame = enqueue_of(b"first", ids=world.new_id())
+    worker = Worker(world, "w1", "email", credit=1)
+    world.client.ask(frame)
+    worker.ack(worker.jobs[0], result=b"the result")
+    world.flushed()
+    assert not world.in_memory(frame.ids)
+    world.live(after_ms)
+    return frame, frame.ids
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("after_ms", [0, 6_000, FRESH_MS - 1_000, 2 * FRESH_MS])
+def test_a_finished_task_is_never_replaced_whatever_flag_the_client_sets(world: World, after_ms: int, restarted: bool) -> None:
+    frame, task_id = done_long_ago(world, after_ms)
+    if restarted:
+        world.restart()
+    for resent in (False, True):
+        told = world.client.ask(attrs.evolve(frame, payloads=[b"other"]), resent=resent)
+        assert (told.outcomes, told.errors[0][1]) == (bytes([m.REFUSED]), "ID_CONFLICT")
+        told = world.client.ask(frame, resent=resent)
+        assert (told.outcomes, told.states) == (bytes([m.EXISTS]), bytes([COMPLETED]))
+    task = world.task(task_id)
+    assert (task.payload, task.result, task.state) == (b"first", b"the result", COMPLETED)
+
+
+def test_a_task_that_waits_in_the_store_is_never_replaced(narrow: World) -> None:
+    ids = narrow.enqueue(*[b"%d" % number for number in range(12)])
+    narrow.flushed()
+    assert not narrow.in_memory(ids[-1])
+    told = narrow.client.ask(enqueue_of(b"other", ids=ids[-1]))
+    assert told.errors[0][1] == "ID_CONFLICT"
+
+
+def test_the_fresh_id_of_a_task_that_was_deleted_is_too_old(world: World) -> None:
+    frame, _ = done_long_ago(world, 0)
+    at_once(world.store.prune(Retention(world.now_ms + 1, 0, 0)))
+    told = world.client.ask(frame)
+    assert (told.outcomes, told.errors[0][1]) == (bytes([m.REFUSED]), "ID_TOO_OLD")
+
+
+def test_what_clients_make_after_a_restart_is_new_without_a_look(world: World) -> None:
+    done_long_ago(world, 0)
+    world.restart()
+    world.live(1)
+    world.hold_loads = True
+    world.enqueue(b"x", ids=world.new_id())
+
+
+def test_an_id_of_another_queue_of_the_same_slot_is_a_conflict(world: World) -> None:
+    slot = slot_of_queue("email")
+    twin = next(name for name in (f"q{number}" for number in count()) if slot_of_queue(name) == slot)
+    frame = enqueue_of(b"x", ids=world.new_id())
+    world.client.ask(frame)
+    told = world.client.ask(attrs.evolve(frame, queue=twin))
+    assert told.errors[0][1] == "ID_CONFLICT"
+
+
+def test_the_same_call_in_other_bytes_exists_by_key_and_by_id(world: World) -> None:
+    frame = enqueue_of(b'{"a": 1, "b": 2}', ids=world.new_id(), encodings=m.JSON, keys="k")
+    world.client.ask(frame)
+    same = attrs.evolve(frame, payloads=[msgpack.packb({"b": 2, "a": 1})], encodings=[m.MSGPACK])
+    for each in (same, attrs.evolve(same, ids=NIL), attrs.evolve(same, keys=[None])):
+        told = world.client.ask(each)
+        assert (told.outcomes, told.ids) == (bytes([m.EXISTS]), frame.ids)
+    told = world.client.ask(attrs.evolve(same, ids=NIL, payloads=[msgpack.packb({"b": 2, "a": 3})]))
+    assert told.errors[0][1] == "KEY_CONFLICT"
 
 
 def test_the_same_id_and_content_exists_with_its_state_now(world: World) -> None:

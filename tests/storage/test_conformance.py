@@ -161,6 +161,14 @@ async def test_very_many_named_integers_are_kept_and_replaced_at_once(store: Sto
     await store.open()
 
 
+async def test_the_newest_id_is_found_up_to_a_bound_and_in_both_tables(store: Store) -> None:
+    ids = [make_id(ms, 7, random.Random(ms)) for ms in (1_000, 2_000, 3_000)]
+    assert await store.newest_id(ids[-1]) == b""
+    await store.commit(WriteBatch(put=[row(1, id=ids[0]), row(3, id=ids[2])], finish=[row(2, id=ids[1], state=COMPLETED, finished_ms=5)]))
+    assert [await store.newest_id(task_id) for task_id in ids] == ids
+    assert await store.newest_id(bytes(16)) == b""
+
+
 async def test_put_replaces_by_seq_and_delete_forgets(store: Store) -> None:
     await store.commit(WriteBatch(put=[row(seq) for seq in range(1, 6)]))
     changed = row(2, state=RETRYING, due_ms=99, payload=b"new", key="k")
