@@ -12,6 +12,7 @@ the only argument.  Encoding `bytes` is not decoded at all: the raw bytes are th
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -125,8 +126,22 @@ def decode(payload: Payload, encoding: int) -> Any:
 def _decode_json(payload: Payload) -> Any:
     try:
         return json.loads(bytes(payload))
+    except RecursionError:
+        return _decode_deep_json(payload)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def _decode_deep_json(payload: Payload) -> Any:
+    """What the broker could read can be read here, however much of the limit is used up by what called this."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + DEPTH_MAX)
+    try:
+        return json.loads(bytes(payload))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from None
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 # ---- the closer look: a plain copy of a value, part by part, which asks foreign code only where nothing can come of it but a TypeError

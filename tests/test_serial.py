@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from typing import Any
 
 import pytest
@@ -79,6 +80,18 @@ def test_foreign_bytes_give_a_value_or_a_value_error(data: bytes, encoding: int)
         serial.decode(data, encoding)
     except ValueError as error:
         assert "not valid" in str(error)
+
+
+def test_json_that_is_as_deep_as_the_broker_takes_it_is_read_from_deep_down() -> None:
+    text = b"[" * 900 + b"]" * 900
+
+    def read(frames: int) -> Any:
+        return read(frames - 1) if frames else serial.decode(text, JSON)
+
+    value, limit = read(300), sys.getrecursionlimit()
+    for _ in range(899):
+        (value,) = value
+    assert value == [] and sys.getrecursionlimit() == limit
 
 
 @pytest.mark.parametrize("data", [b"\xc1", b"", b"\x93\x01", b"\x81\x90\x01", b"\x91" * 2_000, b"\x01\x02", b"\xa1\xff"])

@@ -1,7 +1,7 @@
 """POST /enqueue: from a JSON body to Enqueue messages, and from their answers back to one JSON body.
 
 PURE.  `OPTIONS` is the table of what a task may carry; the OpenAPI document is made from it.  The rules for values are those of the core.
-The payload is never decoded: its JSON text is cut out of the body as it stands (checked to be JSON) and travels with encoding `json`.
+The payload is not decoded: its JSON text is cut out of the body as it stands, checked (see payloads.py), and travels with encoding `json`.
 A task without `payload` has no arguments, which is `{}`.  An option that is null counts as not given; a null payload stays null.
 
 One object is one task and is refused as a whole.  A list is up to 1,000 tasks, each of which is accepted or refused by itself: the tasks of
@@ -22,6 +22,7 @@ from taskq.core.enqueue import COLUMNS, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX, N
 from taskq.core.task import COPY_BYTES_MAX, STATES
 from taskq.durations import milliseconds
 from taskq.errors import BY_CODE, Answer, BadRequest, Forbidden, PayloadTooLarge
+from taskq.gateway import payloads
 from taskq.gateway.answers import Response, error_body, error_response, json_response
 from taskq.ids import ID_BYTES, NIL, is_valid, split
 
@@ -257,10 +258,18 @@ def _raw_tasks(text: bytes | bytearray) -> list[msgspec.Raw]:
     try:
         found = _read_list(text)
     except _JSON_ERRORS as error:
-        raise BadRequest(f"the body is not valid JSON: {error}", field="body") from None
+        found = _cut(text, error)
     if not 1 <= len(found) <= TASKS_MAX:
         raise BadRequest(f"tasks: a list carries 1 to {TASKS_MAX} tasks, not {len(found)}", field="tasks")
     return found
+
+
+def _cut(text: bytes | bytearray, error: Exception) -> list[msgspec.Raw]:
+    """The tasks of a list in which something cannot be read, so that only the tasks that have it are refused."""
+    try:
+        return [msgspec.Raw(entry) for entry in payloads.cut(bytes(text))]
+    except (ValueError, RecursionError):
+        raise BadRequest(f"the body is not valid JSON: {error}", field="body") from None
 
 
 def _read_tasks(found: list[msgspec.Raw], payload_bytes_max: int, grant: Grant | None) -> tuple[dict[int, Task], dict[int, Answer]]:
@@ -282,6 +291,7 @@ def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_m
     except msgspec.ValidationError:
         raise BadRequest(f"{where or 'the body'}: must be an object with task_type and payload", field=where or "body") from None
     except _JSON_ERRORS as error:
+        _check_readable(payloads.closely(bytes(text)), where)
         raise BadRequest(f"{where or 'the body'} is not valid JSON: {error}", field=where or "body") from None
     task = Task()
     if grant is not None:
@@ -320,7 +330,16 @@ def _payload(raw: msgspec.Raw, prefix: str, bytes_max: int) -> m.Payload:
     if len(view) > bytes_max:
         rule = f"{len(view)} bytes, the limit is {bytes_max}; store it elsewhere and enqueue a reference"
         raise PayloadTooLarge(f"{prefix}payload: {rule}", field=f"{prefix}payload")
+    _check_readable(payloads.unreadable(view), f"{prefix}payload")
     return bytes(view) if len(view) <= COPY_BYTES_MAX else view
+
+
+def _check_readable(found: tuple[str, str] | None, where: str) -> None:
+    """What no worker could read is refused at its place."""
+    if found is not None:
+        path, why = found
+        place = f"{where}{path}".lstrip(".") or "body"
+        raise BadRequest(f"{place}: {why}", field=place)
 
 
 def _message(queue: str, tasks: list[Task]) -> m.Enqueue:

@@ -24,7 +24,10 @@ _MS: Schema = {"type": "integer", "description": "Unix milliseconds; 0 if not re
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _TEXT: Schema = {"type": "string"}
 _ANY: Schema = {"description": "Any JSON value."}
-_DATA: Schema = {"description": 'The JSON value.  Bytes are {"$bytes": base64}; msgpack extension types are {"$ext": code, "$bytes": base64}.'}
+_DATA: Schema = {
+    "description": 'The JSON value.  Bytes are {"$bytes": base64}, msgpack extension types {"$ext": code, "$bytes": base64}, '
+    'NaN and infinities {"$float": name}.'
+}
 
 
 def _object(properties: Schema, required: Sequence[str] = (), closed: bool = False) -> Schema:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from math import inf, isfinite
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -231,9 +232,12 @@ def _refused(reply: Message) -> Response:
 # ---- payloads and results as JSON --------------------------------------------------------------------------------------------------------
 
 
+NOT_FINITE = {inf: "Infinity", -inf: "-Infinity"}
+
+
 def as_json(data: m.Payload, encoding: int) -> Any:
-    """A payload or result as part of a JSON body: JSON as it stands, msgpack translated.  Bytes, and whatever is not what its encoding says,
-    become {"$bytes": base64}.  Nothing at all is null."""
+    """A payload or result as part of a JSON body: JSON as it stands, msgpack translated.  Bytes, and whatever is not what its encoding says or has
+    no equal in JSON, become {"$bytes": base64}, infinities and NaN {"$float": name}.  Nothing at all is null."""
     if not len(data):
         return None
     try:
@@ -259,13 +263,18 @@ def _msgpack_as_json(data: m.Payload) -> msgspec.Raw:
 
 
 def _plain(value: Any) -> Any:
-    """The same value with bytes and extension types in a form that JSON has."""
+    """The same value with bytes, extension types and what is no number in a form that JSON has.  ValueError if two keys are one there."""
     if isinstance(value, dict):
-        return {_plain_key(key): _plain(part) for key, part in value.items()}
+        shown = {_plain_key(key): _plain(part) for key, part in value.items()}
+        if len(shown) < len(value):
+            raise ValueError("two keys of a map are the same text in JSON")
+        return shown
     if isinstance(value, list):
         return [_plain(part) for part in value]
     if isinstance(value, bytes):
         return _bytes_as_json(value)
+    if isinstance(value, float) and not isfinite(value):
+        return {"$float": NOT_FINITE.get(value, "NaN")}
     if isinstance(value, msgspec.msgpack.Ext):
         return {"$ext": value.code, **_bytes_as_json(bytes(value.data))}
     return value

@@ -15,6 +15,7 @@ from taskq.core.task import COMPLETED, PENDING, SCHEDULED
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
 from taskq.gateway import enqueue
 from taskq.gateway.enqueue import plan, respond
+from taskq.gateway.payloads import unreadable
 from taskq.ids import NIL, make_id
 
 MAX = 1 << 20
@@ -54,7 +55,10 @@ def test_the_request_of_the_readme_becomes_one_message_with_defaults() -> None:
     assert not asked.is_list
 
 
-@pytest.mark.parametrize("text", [b'{ "b" : [1.50, 1e3,"\\u00e9"] }', b"123456789012345678901234567890", b"null", b'"x"', b"[]"])
+@pytest.mark.parametrize(
+    "text",
+    [b'{ "b" : [1.50, 1e3,"\\u00e9"] }', b"[18446744073709551615,-9223372036854775808,0.1234567890123456789012,1e308]", b"null", b'"x"', b"[]"],
+)
 def test_the_payload_travels_as_the_very_text_that_came_in(text: bytes) -> None:
     [message] = plan(b'{"payload": ' + text + b' , "task_type":"a"}', MAX).messages
     assert bytes(message.payloads[0]) == text
@@ -231,6 +235,59 @@ def test_bad_tasks_in_a_list_are_refused_by_themselves() -> None:
     assert ["id" in item for item in items] == [True, False, False, True]
     assert items[1]["error"]["field"] == "tasks[1].priority"
     assert items[2]["error"]["field"] == "tasks[2]"
+
+
+UNREADABLE = [
+    ('{"items":[0,1,2,{"n":18446744073709551616}]}', "payload.items[3].n", "64 bits"),
+    ('{"items":[0,1,2,{"n":%s}]}' % ("9" * 5_000), "payload.items[3].n", "64 bits"),
+    ("-9223372036854775809", "payload", "64 bits"),
+    ("1e400", "payload", "no float"),
+    ('{"a":[-1E+0400]}', "payload.a[0]", "no float"),
+    ("%s.0" % ("9" * 400), "payload", "no float"),
+    ('{"a":{"b":["x","\\uD83d y"]}}', "payload.a.b[1]", "surrogate"),
+    ('{"a":{"\\udc00":1}}', "payload.a", "surrogate"),
+    ('{"a":NaN}', "payload.a", "no JSON"),
+    ('{"a":-Infinity}', "payload.a", "no JSON"),
+    (f'{{"{"k" * 1_000}":{{"{"m" * 1_000}":[1e999]}}}}', "payload." + "k" * 64 + "." + "m" * 64 + "[0]", "no float"),
+]
+
+
+@pytest.mark.parametrize(("payload", "field", "words"), UNREADABLE)
+def test_a_payload_that_no_worker_could_read_is_refused_at_its_place(payload: str, field: str, words: str) -> None:
+    error = refusal(f'{{"task_type":"a","payload":{payload}}}'.encode())
+    assert isinstance(error, BadRequest) and error.field == field
+    assert error.message.startswith(f"{field}: ") and words in error.message
+
+
+@pytest.mark.parametrize(("payload", "field", "words"), UNREADABLE)
+def test_in_a_list_only_the_task_that_has_it_is_refused(payload: str, field: str, words: str) -> None:
+    asked = plan(f' [ {{"task_type":"a"}} , {{"payload":{payload},"task_type":"b"}},{{"task_type":"c"}} ] '.encode(), MAX)
+    assert asked.messages[0].task_types == ["a", "c"] and list(asked.refused) == [1]
+    assert asked.refused[1].field == f"tasks[1].{field}" and words in asked.refused[1].message
+
+
+@pytest.mark.parametrize(
+    "text", [b'[{"task_type":"a"} {"task_type":"b","payload":NaN}]', b'[{"task_type":"a","payload":NaN},]', b'[{"payload":NaN}] x', b"[NaN"]
+)
+def test_a_list_that_is_no_json_is_refused_as_a_whole(text: bytes) -> None:
+    assert refusal(text).field == "body"
+
+
+def test_a_payload_that_is_nested_too_deep_is_refused_as_such() -> None:
+    text = b'{"task_type":"a","payload":' + b"[" * 5_000 + b"]" * 5_000 + b"}"
+    assert "nested too deep" in refusal(text).message
+
+
+def test_what_only_looks_like_something_that_cannot_be_read_is_taken() -> None:
+    payload = {"card": "1234567890123456789012", "id": "a10e0001", "pair": "😀", "hangul": "\ud7ff", "n": [2**64 - 1, -(2**63), 1e-400]}
+    message = one({"task_type": "a", "payload": payload})
+    assert json.loads(bytes(message.payloads[0])) == payload
+
+
+@given(st.integers(0, 70_000), st.integers(0, 40))
+def test_a_large_payload_is_searched_to_its_end(before: int, after: int) -> None:
+    text = b'["' + b"x" * (60_000 + before) + b'",' + b"9" * 25 + b',"' + b"y" * after + b'"]'
+    assert unreadable(text) == ("[1]", "an integer of more than 64 bits; send it as text")
 
 
 def test_a_list_of_which_all_is_refused_is_a_bad_request_with_every_reason() -> None:

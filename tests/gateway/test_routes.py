@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -143,7 +144,9 @@ def test_a_task_that_is_not_completed_has_no_result() -> None:
         (b"\xff\x00", {"$bytes": "/wA="}),
         ([b"x"], [{"$bytes": "eA=="}]),
         ({1: "a", b"k": 2}, {"1": "a", '{"$bytes":"aw=="}': 2}),
-        (float("nan"), None),
+        (float("nan"), {"$float": "NaN"}),
+        ({"a": [float("inf")], "b": float("-inf")}, {"a": [{"$float": "Infinity"}], "b": {"$float": "-Infinity"}}),
+        ({1: "a", "1": "b"}, {"$bytes": base64.b64encode(msgpack.packb({1: "a", "1": "b"})).decode()}),
         (msgpack.ExtType(4, b"x"), {"$ext": 4, "$bytes": "eA=="}),
         (2**64 - 1, 2**64 - 1),
     ],
