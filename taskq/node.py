@@ -238,13 +238,19 @@ class Node:
         """What may run out is looked at before the first task is admitted."""
         config, store = self.config, self._store
         guard = DiskGuard(ballast, config.disk_free_bytes_min, self._admission, store.owed_bytes, lambda: store.spare_bytes, store.reclaim)
-        watch = Watch(self._admission, PULSE_S, config.memory_bytes_max, config.loop_delay_max)
+        watch = Watch(self._admission, PULSE_S, config.memory_bytes_max, config.loop_delay_max, self._tighten)
         self._looks += [guard.look, watch.look]
         guard.look()
         try:
             yield
         finally:
             await guard.stop()
+
+    def _tighten(self, tight: bool) -> None:
+        """Memory is short, or is not any more."""
+        self._shards[0].shard.shared.budget.tight = tight
+        if tight:
+            self._store.spill()
 
     def _retention(self, now_ms: int) -> Retention:
         config = self.config

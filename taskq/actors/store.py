@@ -29,6 +29,7 @@ from taskq.core.idtime import FRESH_MS
 from taskq.core.messages import Get
 from taskq.core.ring import Ring
 from taskq.core.task import PENDING, TAKEN, Task
+from taskq.core.window import spill
 from taskq.errors import Overloaded
 from taskq.storage.base import COLUMNS, Retention, Store, WriteBatch
 from taskq.storage.rows import add, size_names, task_of
@@ -65,7 +66,7 @@ class StoreActor:
         self._ring = Ring(len(shards))
         self._loads: deque[tuple[ShardActor, FindLoad | LineLoad]] = deque()
         self._wake = asyncio.Event()
-        self._stopping = self._reclaiming = False
+        self._stopping = self._reclaiming = self._spilling = False
         self._bytes_max = backlog_bytes_max
         self._taken_tasks = 0
         self._flushed_bytes = journal.bytes_submitted
@@ -98,6 +99,11 @@ class StoreActor:
         self._reclaiming = True
         self._wake.set()
 
+    def spill(self) -> None:
+        """Memory is short: what can be in the store alone leaves it, soon."""
+        self._spilling = True
+        self._wake.set()
+
     def owed_bytes(self) -> int:
         """What was admitted and will still take space, at most: in the journal, in the log of the store, in the store."""
         unwritten, unflushed = self._journal.bytes_submitted - self._journal.bytes_written, self._unflushed_bytes()
@@ -116,6 +122,9 @@ class StoreActor:
                 self._wake.clear()
                 await self._answer_loads()
                 await self._look_ahead()
+                if self._spilling:
+                    self._spill()
+                    next_flush = loop.time()
                 if loop.time() >= next_flush or self._dirty_tasks() >= FLUSH_TASKS:
                     await self._flush()
                     next_flush = loop.time() + FLUSH_S
@@ -222,6 +231,11 @@ class StoreActor:
             for begin in range(0, len(dirty), SLICE_TASKS):
                 actor.tell(Command(0, 0, Flushed(dirty[begin : begin + SLICE_TASKS], flush)))
         self._journal.drop(lsn)
+
+    def _spill(self) -> None:
+        self._spilling = False
+        for book in self._books:
+            spill(book)
 
     async def _give_back(self) -> None:
         """Once the store has everything, the journal needs no file but the newest, and the log of the store can be emptied."""

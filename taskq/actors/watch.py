@@ -1,10 +1,15 @@
-"""Watch: looks at the two things that the process may run out of, its memory and the time of its loop, and refuses enqueues meanwhile."""
+"""Watch: looks at the two things that the process may run out of, its memory and the time of its loop, and refuses enqueues meanwhile.
+
+Where memory is short, tasks that can be in the store alone are to leave it, so that enqueues are refused for as long as that takes, and not until
+a restart.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +18,8 @@ from taskq.core.admission import RETRY_MS, Admission, Lateness
 from taskq.errors import Overloaded
 
 MEMORY_PART = 0.6
+# with less than this part of the limit tasks may be in memory again
+EASY_PART = 0.8
 GIVE_BACK_S = 1.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 GROUPS, GROUP_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -21,7 +28,14 @@ GROUPS, GROUP_OF_PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 class Watch:
     """`look` is to be called every `period_s`."""
 
-    def __init__(self, admission: Admission, period_s: float, memory_bytes_max: int | str, loop_delay_max_s: float) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        period_s: float,
+        memory_bytes_max: int | str,
+        loop_delay_max_s: float,
+        tighten: Callable[[bool], None] = lambda tight: None,
+    ) -> None:
         self.memory_bytes_max = int(machine_bytes() * MEMORY_PART) // MIB * MIB if memory_bytes_max == AUTO else int(memory_bytes_max)
         self._admission = admission
         self._period_s = period_s
@@ -30,6 +44,7 @@ class Watch:
         self._looked_s = self._loop.time()
         self._give_back_s = 0.0
         self._used = 0
+        self._tighten = tighten
 
     def look(self) -> None:
         now_s = self._loop.time()
@@ -42,8 +57,11 @@ class Watch:
         used = self._resident_bytes()
         if used > self.memory_bytes_max and now_s >= self._give_back_s:
             self._give_back_s = now_s + GIVE_BACK_S
+            self._tighten(True)
             give_back()
             used = self._resident_bytes()
+        elif used < self.memory_bytes_max * EASY_PART:
+            self._tighten(False)
         if used <= self.memory_bytes_max:
             return None
         told = f"the broker uses {used // MIB}MiB of memory, its limit is {show_bytes(self.memory_bytes_max)} (memory_bytes_max); retry later"

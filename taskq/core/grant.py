@@ -297,6 +297,9 @@ def waiting_for(books: Iterable[Book], consumer: Consumer) -> str:
 
 
 def _fill(book: Book, queue: Queue) -> None:
+    """Where memory is short only those queues are filled whose workers wait."""
+    if book.shared.budget.is_overdrawn and queue.name not in book.followers.rows:
+        return
     for line, tasks in queue.low():
         line.loading = True
         book.effects.loads.append(LineLoad(queue.name, line.priority, line.task_type, line.passed, tasks))

@@ -14,7 +14,7 @@ from taskq.core import line as lines
 from taskq.core.line import Budget, Line
 from taskq.core.pace import WAITING_MIN, Pace
 from taskq.core.picker import Picker
-from taskq.core.task import COMPLETED, CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task, move_all
+from taskq.core.task import CLEAN, COMPLETED, CRASHES_ALONE, PENDING, RETRYING, RUNNING, STATES, Options, Task, move_all
 
 LOAD_TASKS = 20_000
 LOAD_BYTES = 16 << 20
@@ -169,6 +169,13 @@ class Queue:
         else:
             line.load(task)
 
+    def spill(self, line: Line) -> list[Task]:
+        """Its tasks but for the first become cold.  Those of them that the store has can leave memory now, the others will with their flush."""
+        tasks = line.spill()
+        if tasks:
+            self.tails[line] = None
+        return [task for task in tasks if task.dirty == CLEAN]
+
     def picker(self, task_types: frozenset[str]) -> Picker:
         """For those who run these types."""
         picker = self.pickers.get(task_types)
@@ -180,8 +187,9 @@ class Queue:
 
     def low(self) -> list[tuple[Line, int]]:
         """The lines that should be filled from their cold tail, and with how many tasks: while there is room, no worker is to wait for the store."""
-        tasks = LOAD_TASKS if self.budget.bytes_used < self.budget.bytes_max else min(LOAD_TASKS, lines.LINE_HOT_MIN)
+        has_room = self.budget.has_room
+        tasks, size = (LOAD_TASKS, LOAD_BYTES) if has_room else (min(LOAD_TASKS, lines.LINE_HOT_MIN), lines.LINE_HOT_BYTES)
         for line in [line for line in self.tails if not line.cold]:
             del self.tails[line]
-        low = [line for line in self.tails if not line.loading and line.hot < tasks]
-        return [(line, max(1, min(tasks, LOAD_BYTES * self.length // (self.bytes + 1)))) for line in low]
+        low = [line for line in self.tails if not line.loading and (line.hot < tasks if has_room else line.has_few or not line.hot)]
+        return [(line, max(1, min(tasks, size * self.length // (self.bytes + 1)))) for line in low]

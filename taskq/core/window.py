@@ -9,6 +9,8 @@ from taskq.core.task import CLEAN, FAILED, FINAL, PENDING, TIMED
 
 # the states in which a task may be cold
 COLD = TIMED | {PENDING}
+# a line that takes less than this is left alone when memory is short
+SPILL_BYTES = 64 << 10
 
 
 def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:
@@ -26,6 +28,14 @@ def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: obje
             line.passed = max(line.passed, row.position)
     book.touched[load.queue] = None
     return [], None
+
+
+def spill(book: Book) -> None:
+    """Give memory back: of each line that takes more than a little only the first task stays.  No flush is under way."""
+    for queue in book.queues.values():
+        for line in list(queue.lines.values()):
+            if line.hot_bytes > SPILL_BYTES:
+                book.forget(queue.spill(line))
 
 
 def decide_forgotten(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:

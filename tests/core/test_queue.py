@@ -9,7 +9,7 @@ import pytest
 
 from taskq.core import line as line_module
 from taskq.core import queue as queue_module
-from taskq.core.line import BATCH_BYTES, LINE_HOT_MIN, TASK_BYTES, Budget, Line
+from taskq.core.line import BATCH_BYTES, BEYOND_BYTES, LINE_HOT_BYTES, LINE_HOT_MIN, TASK_BYTES, Budget, Line
 from taskq.core.queue import Queue
 from taskq.core.task import CANCELLED, PENDING, RUNNING, Options, Task
 
@@ -94,6 +94,49 @@ def test_a_line_may_always_hold_its_minimum_and_then_goes_cold() -> None:
     queue = filled(*(task_at(position) for position in range(1, LINE_HOT_MIN + 11)), bytes_max=0)
     line = queue.line(5, "a")
     assert (line.hot, line.cold) == (LINE_HOT_MIN, 10)
+
+
+@pytest.mark.parametrize(("payload", "hot"), [(100_000, 11), (LINE_HOT_BYTES // 2 - TASK_BYTES, 2), (LINE_HOT_BYTES, 1), (10 * LINE_HOT_BYTES, 1)])
+def test_beyond_the_budget_a_line_holds_few_bytes(payload: int, hot: int) -> None:
+    queue = filled(*(task_at(position, payload=bytes(payload)) for position in range(1, 20)), bytes_max=0)
+    assert queue.line(5, "a").hot == hot
+
+
+def test_all_lines_together_hold_little_beyond_the_budget() -> None:
+    queue = filled(bytes_max=0)
+    for n in range(1_000):
+        queue.extend([task_at(n + 1, f"type-{n}", payload=bytes(LINE_HOT_BYTES))])
+    assert BEYOND_BYTES <= queue.budget.bytes_used <= BEYOND_BYTES + LINE_HOT_BYTES + TASK_BYTES
+    assert sum(line.cold for line in queue.lines.values()) > 900
+
+
+def test_where_memory_is_short_whatever_comes_goes_cold_and_a_line_is_filled_when_it_is_empty() -> None:
+    queue = filled(task_at(1), bytes_max=1 << 30)
+    queue.budget.tight = True
+    queue.extend([task_at(2), task_at(3)])
+    line = queue.line(5, "a")
+    assert (line.hot, line.cold) == (1, 2) and queue.low() == []
+    assert taken(queue, 9) == [1]
+    assert [each for each, _ in queue.low()] == [line]
+
+
+def test_a_line_that_is_spilled_keeps_its_first_task_and_its_order() -> None:
+    tasks = [task_at(position, payload=b"x" * 10) for position in range(1, 6)]
+    queue = filled(*tasks)
+    line = queue.line(5, "a")
+    line.remove(tasks[0])
+    gone = queue.spill(line)
+    assert (line.hot, line.waiting, line.passed, gone) == (1, 4, 2, tasks[2:])
+    assert queue.budget.bytes_used == line.hot_bytes == TASK_BYTES + 10
+    assert taken(queue, 9) == [2]
+    assert queue.low()[0][0] is line
+
+
+def test_a_line_that_is_being_filled_is_not_spilled() -> None:
+    queue = filled(task_at(1), task_at(2))
+    line = queue.line(5, "a")
+    line.loading = True
+    assert line.spill() == [] and line.hot == 2
 
 
 @pytest.fixture

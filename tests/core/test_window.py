@@ -10,6 +10,7 @@ from taskq.core import messages as m
 from taskq.core.book import QUEUES_MANY
 from taskq.core.queue import Queue
 from taskq.core.task import PENDING, RUNNING
+from taskq.core.window import spill
 from taskq.storage.rows import batch_of, task_of
 
 
@@ -197,3 +198,21 @@ def test_queues_that_are_empty_are_left_out_as_soon_as_there_are_many(world: Wor
     world.enqueue(b"x", queue="one-more")
     world.flushed()
     assert f"queue-{QUEUES_MANY - 1}" not in world.shard.queues and len(world.shard.queues) == QUEUES_MANY == world.shared.queues
+
+
+def test_what_is_spilled_leaves_memory_with_its_flush_and_is_delivered_in_order(world: World) -> None:
+    payloads = [bytes([n]) * 50_000 for n in range(8)]
+    stored, fresh = world.enqueue(*payloads[:4]), []
+    world.flushed()
+    fresh = world.enqueue(*payloads[4:])
+    world.shared.budget.tight = True
+    spill(world.shard)
+    assert [world.in_memory(task_id) for task_id in stored] == [True, False, False, False]
+    assert all(world.in_memory(task_id) for task_id in fresh)
+    world.flushed()
+    assert not any(world.in_memory(task_id) for task_id in fresh)
+    world.check()
+    worker = Worker(world, "w1", "email", credit=100)
+    for _ in range(8):
+        world.flushed()
+    assert [job.payload for job in worker.jobs] == payloads

@@ -29,7 +29,7 @@ from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
 from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, NAME_RULE, TASKS_MAX
 from taskq.core.grant import blocker
-from taskq.core.line import LINE_HOT_MIN, Budget
+from taskq.core.line import BEYOND_BYTES, LINE_HOT_BYTES, LINE_HOT_MIN, Budget
 from taskq.core.lookup import WAIT_MS_MAX
 from taskq.core.report import COUNTERS
 from taskq.core.shard import Shard
@@ -178,7 +178,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     }
     told = " ".join(row[2] for row in rows)
     assert f"open files of the process, less {FILES_SPARE}" in told
-    assert f"{LINE_HOT_MIN:,} tasks in memory beyond it" in told
+    assert f"{LINE_HOT_MIN:,} tasks in memory beyond it, of {show_bytes(LINE_HOT_BYTES)} together, and all lines {show_bytes(BEYOND_BYTES)}" in told
     for name, most in (("payload_bytes_max", 64 * MIB), ("frame_bytes_max", 65 * MIB)):
         assert f"`{name}`, up to {show_bytes(most)}" in told
         largest = {"payload_bytes_max": most, "frame_bytes_max": 65 * MIB} if name == "payload_bytes_max" else {name: most}
