@@ -188,3 +188,45 @@ def test_waits_have_a_lane_of_their_own() -> None:
     link.receive(links.Frame(0, 1, m.Welcome(bytes(16), bytes(32), 0, 1, 5_000, 15_000)), 1)
     sent = [frame.message for frame in link.take()]
     assert sum(1 for message in sent if message.wait_ms) == links.WAITS_MAX and m.Get(bytes(16)) in sent
+
+
+class TestOverHttp:
+    """A client that is gone looks like one that has only ended its side, until it is answered: so both are answered at once."""
+
+    @pytest.mark.parametrize("requests", [1, 3])
+    async def test_who_ends_its_side_while_it_waits_is_answered_within_a_second(self, requests: int) -> None:
+        async with testing.broker() as node, AsyncClient(node.tcp) as client:
+            handle = await client.enqueue("t")
+            host, _, port = node.http.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET /v1/tasks/{handle.id}?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * requests)
+            await client.queues()
+            began = time.monotonic()
+            writer.write_eof()
+            answers = await asyncio.wait_for(reader.read(), 10)
+            assert time.monotonic() - began < 2
+            assert answers.count(b"HTTP/1.1 200") == answers.count(b'"state":"pending"') == requests
+            writer.close()
+
+    async def test_clients_that_are_gone_make_room_for_others(self) -> None:
+        async with testing.broker(connections_max=4) as node, AsyncClient(node.tcp) as client:
+            handle = await client.enqueue("t")
+            host, _, port = node.http.rpartition(":")
+
+            async def asked(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                await writer.drain()
+                return reader, writer
+
+            waiting = [await asked(f"/v1/tasks/{handle.id}?wait=30") for _ in range(4)]
+            await client.queues()
+            for _, writer in waiting:
+                writer.close()
+            async with asyncio.timeout(3):
+                for _ in range(4):
+                    answer = b""
+                    while not answer.startswith(b"HTTP/1.1 200"):
+                        reader, writer = await asked("/v1/queues")
+                        answer = await reader.read()
+                        writer.close()

@@ -100,9 +100,12 @@ class HttpProtocol(asyncio.Protocol):
         self._read()
 
     def eof_received(self) -> bool:
-        """The peer sends no more; it still gets the answers that it waits for, unless it speaks TLS, where a closed side closes the other."""
+        """The peer sends no more, or is gone: which of the two shows only when it is answered.  So it gets its answers now, without waiting for
+        tasks, unless it speaks TLS, where a closed side closes the other."""
         self._peer_done = True
         self._look_for_end()
+        for slot in self._slots:
+            slot.hurry()
         return bool(self._slots or self._unread) and self._can_half_close()
 
     def _look_for_end(self) -> None:
@@ -174,6 +177,8 @@ class HttpProtocol(asyncio.Protocol):
                 slot.finish(error_response(refusal))
             else:
                 self._listener.serve(event, slot)
+                if self._peer_done:
+                    slot.hurry()
         elif isinstance(event, Interim):
             slot = Slot(self, None, False)
             slot.data = event.data

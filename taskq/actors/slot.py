@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from taskq.errors import Draining, InternalError
 from taskq.gateway.answers import Response, error_response
 from taskq.gateway.http1 import Request
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 class Slot:
     """The place of one request in the order of answers.  `data` is what to send once it is known; `last`: the connection ends after it."""
 
-    __slots__ = ("_call", "_connection", "_missing", "_replies", "data", "last", "request", "response")
+    __slots__ = ("_call", "_connection", "_missing", "_replies", "_submit", "data", "last", "request", "response")
 
     def __init__(self, connection: HttpProtocol, request: Request | None, last: bool) -> None:
         self.request = request
@@ -35,6 +37,7 @@ class Slot:
         self._call: Call | None = None
         self._replies: list[Any] = []
         self._missing = 0
+        self._submit: Callable[..., None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -45,7 +48,7 @@ class Slot:
         if not call.messages:
             self.finish(call.respond(()))
             return
-        self._call = call
+        self._call, self._submit = call, submit
         self._missing = len(call.messages)
         self._replies = [None] * self._missing
         for at, message in enumerate(call.messages):
@@ -54,6 +57,12 @@ class Slot:
     def finish(self, response: Response) -> None:
         self.response = response
         self._connection.answered()
+
+    def hurry(self) -> None:
+        """The peer sends no more and may be gone: a wait for a task is over now, and its answer is what is known so far."""
+        if self._call is not None and self._submit is not None and any(getattr(message, "wait_ms", 0) for message in self._call.messages):
+            for at, message in enumerate(self._call.messages):
+                self._submit(attrs.evolve(message, wait_ms=0), partial(self._take, at))
 
     def give_up(self) -> None:
         """The broker stops: a request that only reads, and may wait for long, is told so now."""
