@@ -5,6 +5,9 @@ one thread is on its way to the line at a time, and before it runs a job it wake
 those that wait are soon run by as many as there are.  What ended comes back to the loop in batches, one wake-up for all that ended meanwhile.
 
 A job that is given up (timeout, drain) frees its slot at once; its thread ends by itself whenever the function returns, and its result is dropped.
+A job that is still in the line then is never run.
+
+Where the system gives no more threads (a limit of memory or processes), those that there are take all jobs in turn.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from time import monotonic
 from taskq.worker.context import CURRENT, NOTHING, SERVING, Serving
 from taskq.worker.job import Job, Outcome, raised, succeeded
 
+RECRUIT_S = 1.0
 # job, outcome, the seconds that it ran
 Finished = Callable[[Job, Outcome, float], None]
 
@@ -28,9 +32,12 @@ class ThreadPool:
     """As many threads as jobs were ever running at once, less those that were given up.  All methods but `_work` run on the loop.  `given_up`: how
     many of these go on."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, finished: Finished, serving: Serving = NOTHING) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, finished: Finished, serving: Serving = NOTHING, limited: Callable[[int], None] = lambda threads: None
+    ) -> None:
         self._loop = loop
         self._finished = finished
+        self._limited = limited
         self._context = copy_context()
         self._context.run(SERVING.set, serving)
         self._jobs: deque[Job] = deque()
@@ -47,12 +54,26 @@ class ThreadPool:
     def start(self, job: Job) -> None:
         self._busy += 1
         if self._busy > self._threads:
-            self._threads += 1
-            self._number += 1
-            threading.Thread(target=self._work, name=f"taskq-task-{self._number}", daemon=True).start()
+            self._recruit()
         self._jobs.append(job)
         if not self._waking:
             self._wake()
+
+    def _recruit(self) -> None:
+        """One more thread, or word of how many there are; without any it is tried again, as nothing else would do the work."""
+        try:
+            threading.Thread(target=self._work, name=f"taskq-task-{self._number + 1}", daemon=True).start()
+        except (RuntimeError, MemoryError):
+            self._limited(self._threads)
+            if not self._threads:
+                self._loop.call_later(RECRUIT_S, self._recruit_first)
+            return
+        self._threads += 1
+        self._number += 1
+
+    def _recruit_first(self) -> None:
+        if not self._threads and self._busy:
+            self._recruit()
 
     def _wake(self) -> None:
         """One thread goes to the line.  Two that do this at once wake two, which harms nobody."""
@@ -65,8 +86,11 @@ class ThreadPool:
             if job.over:
                 return False
             job.over = True
-            self.given_up += 1
-        self._threads -= 1
+            try:
+                self._jobs.remove(job)
+            except ValueError:  # a thread has it
+                self.given_up += 1
+                self._threads -= 1
         self._busy -= 1
         return True
 
@@ -92,6 +116,10 @@ class ThreadPool:
 
     def _run(self, job: Job) -> bool:
         """False if this thread is not needed any more."""
+        with self._lock:
+            if job.over:
+                self.given_up -= 1
+                return False
         began_s = monotonic()
         try:
             outcome = self._context.copy().run(call, job)

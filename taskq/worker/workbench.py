@@ -72,7 +72,7 @@ class Workbench:
         self._timers: dict[Job, asyncio.TimerHandle] = {}
         self._thread_limits_ns: dict[Job, int] = {}
         self._serving = attrs.evolve(serving, runs=self._jobs)
-        self._threads = ThreadPool(self._loop, self._thread_over, self._serving)
+        self._threads = ThreadPool(self._loop, self._thread_over, self._serving, self._limit)
         children = min(concurrency, os.cpu_count() or 1)
         self._processes = ProcessPool(app, children, self._begin_timed, self._over, failed, serving.queues, logging)
         self._start: dict[str, Callable[[Job], None]] = {"thread": self._start_thread, "process": self._start_process}
@@ -247,6 +247,13 @@ class Workbench:
         job.begin(monotonic())
         if job.timeout_ms:
             self._set_timer(job)
+
+    def _limit(self, threads: int) -> None:
+        """The system gives no more threads: as many slots as there are, until the worker starts anew."""
+        if 0 < threads < self._concurrency:
+            text = "no more than %d threads can be started here, so as many tasks run at once, not %d; a limit of memory or processes is the reason"
+            log.warning(text, threads, self._concurrency)
+            self._concurrency = threads
 
     # ---- timeouts
 

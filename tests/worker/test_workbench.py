@@ -48,6 +48,10 @@ def add_in_thread(a: int, b: int) -> list[Any]:
     return [a + b, threading.current_thread() is threading.main_thread()]
 
 
+def pause() -> None:
+    time.sleep(0.001)
+
+
 async def test_an_async_function_that_does_not_wait_is_run(harness: Harness) -> None:
     assert value(await harness.outcome(add, 1, 2)) == 3
 
@@ -399,6 +403,62 @@ async def test_a_lost_run_that_swallows_its_cancel_gives_its_slot_back(monkeypat
     release.set()
     await harness.bench.close()
     assert harness.reports.empty()
+
+
+class TestThreadLimit:
+    """The system gives no more threads than `most`."""
+
+    @pytest.fixture
+    def most(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        left, start = [2], threading.Thread.start
+
+        def limited(thread: threading.Thread) -> None:
+            if thread.name.startswith("taskq-task"):
+                if not left[0]:
+                    raise RuntimeError("can't start new thread")
+                left[0] -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        return left
+
+    async def test_there_are_fewer_slots_then_and_the_work_goes_on(self, most: list[int], caplog: pytest.LogCaptureFixture) -> None:
+        harness = Harness(10)
+        harness.bench.put([harness.job(pause) for _ in range(50)])
+        assert [await harness.report() for _ in range(50)] == [b"\xc0"] * 50
+        assert harness.bench._concurrency == 2 and not harness.bugs
+        assert caplog.text.count("no more than 2 threads can be started") == 1
+        await harness.bench.close()
+
+    async def test_without_any_it_is_tried_again(self, most: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("taskq.worker.threads.RECRUIT_S", 0.01)
+        most[0] = 0
+        harness = Harness(10)
+        harness.bench.put([harness.job(pause) for _ in range(5)])
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+        assert len(harness.bench) == 5
+        most[0] = 1
+        assert [await harness.report() for _ in range(5)] == [b"\xc0"] * 5
+        await harness.bench.close()
+
+    async def test_what_waits_for_a_thread_and_is_given_up_never_runs(self, most: list[int]) -> None:
+        most[0] = 1
+        harness = Harness(2)
+        release, started, ran = threading.Event(), threading.Event(), []
+
+        def blocks() -> None:
+            started.set()
+            release.wait(REPORT_S)
+
+        harness.bench.put([harness.job(blocks), harness.job(lambda: ran.append(1), timeout_ms=10)])
+        await asyncio.to_thread(started.wait)
+        assert verdict(await harness.report()).error_type == "TimeoutError"
+        release.set()
+        assert await harness.report() == b"\xc0"
+        assert value(await harness.outcome(add_in_thread, 1, 2)) == [3, False] and not ran
+        assert harness.bench._threads.given_up == 0
+        await harness.bench.close()
 
 
 async def test_the_result_of_a_cancelled_thread_counts(harness: Harness) -> None:
