@@ -13,7 +13,6 @@ A decorated function is a `TaskFunction`; its types follow the function's, so a 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import update_wrapper
@@ -22,7 +21,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, Unpack,
 from taskq.advice import unknown_option
 from taskq.blocking import Client
 from taskq.client import DEADLINE_S, AsyncClient
-from taskq.connection import address_from_environment
+from taskq.clients import Clients, Connections
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RETRY, MSGPACK
 from taskq.durations import Duration, milliseconds
 from taskq.handle import TaskHandle
@@ -92,7 +91,7 @@ class TaskFunction(Generic[P, C, R]):
         """The same for code without an event loop."""
         refuse_on_loop(f"{self.name}.enqueue_many(…)")
         items = self._items(calls)
-        return self.app.blocking_client().run(lambda client: client.submit_many(self.definition.name, items, self._options))
+        return self.app._clients.submit_many_sync(self.definition.name, items, self._options)
 
     def _items(self, calls: Iterable[Mapping[str, Any]]) -> list[tuple[bytes, int]]:
         items = []
@@ -123,12 +122,7 @@ class App:
 
     def __init__(self, url: str | None = None, *, token: str | None = None, deadline: Duration = DEADLINE_S, tls_ca: str | None = None) -> None:
         self.tasks: dict[str, TaskDefinition] = {}
-        self._url = url
-        self._token = token
-        self._deadline = deadline
-        self._tls_ca = tls_ca
-        self._clients: dict[asyncio.AbstractEventLoop, AsyncClient] = {}
-        self._blocking: Client | None = None
+        self._clients: Clients = Connections(url, token, deadline, tls_ca)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an App has connections and cannot be pickled; import it from its module in the other process")
@@ -136,11 +130,23 @@ class App:
     @property
     def url(self) -> str:
         """The broker's address, as host:port."""
-        return str(address_from_environment()) if self._url is None else self._url
+        return self._clients.url
 
     def use(self, url: str | None) -> str | None:
-        """Talk to this broker from now on, None: to that of `TASKQ_URL`.  Returns what was set before.  Close open connections first."""
-        before, self._url = self._url, url
+        """Talk to this broker from now on, None: to that of `TASKQ_URL`.  Returns what was set before.  RuntimeError while connections are open."""
+        before = self._clients
+        if not isinstance(before, Connections):
+            raise RuntimeError("the app is in the hands of taskq.testing, which has set its broker")
+        if before.are_open:
+            raise RuntimeError(
+                f"the app has connections to {before.url}, which would go on; await app.close() first, on each loop that it was used on"
+            )
+        self._clients = before.elsewhere(url)
+        return before.given_url
+
+    def hand_over(self, clients: Clients) -> Clients:
+        """Enqueue through these from now on; the ones before, which stay as they are."""
+        before, self._clients = self._clients, clients
         return before
 
     @overload
@@ -192,33 +198,20 @@ class App:
 
     def client(self) -> AsyncClient:
         """The client of the running event loop."""
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        return self._new_client(loop) if client is None else client
-
-    def _new_client(self, loop: asyncio.AbstractEventLoop) -> AsyncClient:
-        self._clients = {known: client for known, client in self._clients.items() if not known.is_closed()}
-        client = self._clients[loop] = AsyncClient(self._url, token=self._token, deadline=self._deadline, tls_ca=self._tls_ca)
+        client: AsyncClient = self._clients.client()
         return client
 
     def blocking_client(self) -> Client:
         """The client for code without an event loop."""
-        refuse_on_loop("with app.client()")
-        if self._blocking is None:
-            self._blocking = Client(self._url, token=self._token, deadline=self._deadline, tls_ca=self._tls_ca)
-        return self._blocking
+        client: Client = self._clients.blocking_client()
+        return client
 
     async def close(self) -> None:
         """Close this loop's connection and the one for code without a loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-        await asyncio.to_thread(self.close_sync)
+        await self._clients.close()
 
     def close_sync(self) -> None:
-        blocking, self._blocking = self._blocking, None
-        if blocking is not None:
-            blocking.close()
+        self._clients.close_sync()
 
 
 def define(

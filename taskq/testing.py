@@ -7,6 +7,7 @@
 
 The broker listens on free ports, keeps its data in a temporary folder, and takes any setting of the broker's configuration.  With
 `clock=ManualClock()` its time stands still, and `await advance(node, clock, "1h")` moves it and lets everything happen that is due by then.
+`await run_until_idle(node)` waits for everything that can run now.  Tests without an event loop use `with testing.eager(app):`.
 """
 
 from __future__ import annotations
@@ -14,62 +15,84 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from taskq.app import App
-from taskq.client import AsyncClient
+from taskq.client import DEADLINE_S, AsyncClient
+from taskq.clients import Connections
 from taskq.clock import Clock, ManualClock, SystemClock
 from taskq.config import BrokerConfig
 from taskq.durations import Duration, milliseconds, seconds
+from taskq.eager import EagerClients
 from taskq.node import Node
+from taskq.worker.loading import NoApp
 from taskq.worker.page import Page
 from taskq.worker.runner import Runner
 from taskq.worker.settings import WorkerConfig
 
-__all__ = ["ManualClock", "advance", "broker", "worker"]
+__all__ = ["ManualClock", "advance", "broker", "eager", "run_until_idle", "worker"]
 
 DRAIN_S = 5.0
+LOOK_S = 0.005
 
 
 @asynccontextmanager
-async def broker(app: App | None = None, *, clock: Clock | None = None, data: str | Path | None = None, **settings: Any) -> AsyncIterator[Node]:
-    """A running broker; its addresses are `node.tcp` and `node.http`.  `app` uses it meanwhile.  `data`: a folder to keep, else a temporary one."""
+async def broker(
+    app: App | None = None, *, clock: Clock | None = None, data: str | Path | None = None, token: str = "", **settings: Any
+) -> AsyncIterator[Node]:
+    """A running broker; its addresses are `node.tcp` and `node.http`.  `app` uses it meanwhile, and nothing else, whatever it has open; with this
+    `token`, if the broker has `auth=True`.  `data`: a folder to keep, else a temporary one."""
     with tempfile.TemporaryDirectory(prefix="taskq-test-") as folder:
         options = {"listen": "127.0.0.1:0", "http": "127.0.0.1:0", "durability": "memory", "ballast_bytes": 0, **settings}
         node = Node(BrokerConfig(data=str(data or folder), **options), clock or SystemClock())
         await node.start()
         try:
-            async with _using(app, node):
+            async with _using(app, node, token):
                 yield node
         finally:
             await node.stop()
 
 
 @asynccontextmanager
-async def _using(app: App | None, node: Node) -> AsyncIterator[None]:
+async def _using(app: App | None, node: Node, token: str) -> AsyncIterator[None]:
+    """What the app had open, on this loop, on others, in threads, is put aside meanwhile: nothing that it enqueues can reach another broker."""
     if app is None:
         yield
         return
-    before = app.use(node.tcp)
+    clients = Connections(node.tcp, token, DEADLINE_S, None)
+    before = app.hand_over(clients)
     try:
         yield
     finally:
-        await app.close()
-        app.use(before)
+        app.hand_over(before)
+        await clients.close_all()
+
+
+@contextmanager
+def eager(app: App) -> Iterator[None]:
+    """No broker and no worker: what is enqueued runs at once, in the caller, also from code without an event loop.  Its handle has the outcome."""
+    before = app.hand_over(EagerClients(app))
+    try:
+        yield
+    finally:
+        app.hand_over(before)
 
 
 @asynccontextmanager
 async def worker(
     app: App, node: Node, *, concurrency: int = 10, queues: tuple[str, ...] = (), name: str = "test", token: str = ""
 ) -> AsyncIterator[Runner]:
-    """A worker for the app's tasks in this process, on this loop.  Tasks with pool="process" need a real worker.  `token`: its access token, for
-    a broker with `auth=True`."""
+    """A worker for the app's tasks in this process, on this loop.  Tasks with pool="process" run in threads here, since a test's module need not be
+    one that a child could import.  `token`: its access token, for a broker with `auth=True`."""
     page = Page()
     config = WorkerConfig(connect=node.tcp, queues=queues, concurrency=concurrency, drain_s=DRAIN_S, name=name, token=token)
-    runner = Runner(config, app, page, lambda _: None)
+    runner = Runner(config, _without_processes(app), page, lambda _: None)
     running = asyncio.get_running_loop().create_task(runner.run())
     try:
         yield runner
@@ -79,6 +102,22 @@ async def worker(
         with suppress(ValueError, RuntimeError):
             asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         page.close()
+
+
+def _without_processes(app: App) -> NoApp:
+    return NoApp({name: attrs.evolve(task, pool="thread") if task.pool == "process" else task for name, task in app.tasks.items()})
+
+
+async def run_until_idle(node: Node, timeout: Duration = 30.0) -> None:
+    """Wait until nothing is pending or running, whatever tasks have enqueued meanwhile.  What is scheduled or waits to be retried needs `advance`.
+    TimeoutError says what there still is."""
+    until_s = time.monotonic() + seconds(timeout, "timeout")
+    async with AsyncClient(node.tcp) as client:
+        while busy := [row for row in await client.queues() if row["pending"] or row["running"]]:
+            if time.monotonic() >= until_s:
+                left = ", ".join(f"{row['pending']} pending and {row['running']} running in queue {row['queue']}" for row in busy)
+                raise TimeoutError(f"after {timeout} there are still {left}")
+            await asyncio.sleep(LOOK_S)
 
 
 async def advance(node: Node, clock: ManualClock, duration: Duration) -> None:
