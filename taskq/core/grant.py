@@ -285,13 +285,14 @@ def evolve_granted(book: Book, record: Granted) -> None:
 
 
 def waiting_for(books: Iterable[Book], consumer: Consumer) -> str:
-    """A queue with tasks that the session could run now, "" for none."""
+    """A queue with tasks that the session could run now, "" for none.  What is still in the store waits for that, and not for a worker."""
     for book in books:
         if book.admission.draining:
             return ""
         for name in consumer.queues:
             queue = book.queues.get(name)
-            if queue is not None and queue.counts[PENDING] and queue.picker(consumer.task_types).first():
+            line = queue.picker(consumer.task_types).first() if queue is not None and queue.counts[PENDING] else None
+            if line is not None and line.hot:
                 return name
     return ""
 

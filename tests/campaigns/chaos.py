@@ -33,10 +33,8 @@ def main() -> int:
     done = 0 if options.dry else ledger.sums("chaos").get("", Counter())["rounds"]
     wrong, seed = 0, options.seed + done
     with ProcessPoolExecutor(options.jobs) as pool:
-        todo = [
-            pool.submit(run_world, seed + begun - done, min(ROUNDS_OF_A_WORLD, options.rounds - begun))
-            for begun in range(done, options.rounds, ROUNDS_OF_A_WORLD)
-        ]
+        begins = range(done, options.rounds, ROUNDS_OF_A_WORLD)
+        todo = [pool.submit(run_world, seed + begin - done, min(ROUNDS_OF_A_WORLD, options.rounds - begin)) for begin in begins]
         for outcome in (future.result() for future in todo):
             print(outcome, flush=True)
             wrong += bool(outcome.problems)

@@ -23,9 +23,10 @@ import attrs
 from programs import Program
 
 from campaigns.chaos_proxy import Proxy
-from campaigns.leases_house import House, Size
+from campaigns.leases_house import POLL_S, House, Size
 from taskq import Client
-from taskq.errors import BrokerUnavailable, NotFound
+from taskq.errors import BrokerUnavailable, NotFound, ResultTimeout
+from taskq.worker.stall import STALL_S
 
 LEASE_S = 2.0
 WORKERS = 2
@@ -37,7 +38,7 @@ BURSTS, BURST_TASKS = 4, 12
 # a lease, the restart of a runner that died again and again, and all tasks of a round once more, on a busy machine
 BOUND_S = 60.0
 ENQUEUE_S = 60.0
-HOLES_S = (1.0, 1.5, 2.0, 3.0, 3.0, 6.0, 6.0, 12.0, 30.0)
+HOLES_S = (1.0, 2.0, 3.0, 4.0, 4.0, 6.0, 6.0, 12.0, 30.0)
 # task → the seconds that it may take, how often in proportion; of shorter ones workers would fetch so many that none has no credit left
 TASKS: dict[str, tuple[Sequence[float], int]] = {
     "nap": ((0.1, 0.3, 1.0, 3.0), 16),
@@ -45,6 +46,14 @@ TASKS: dict[str, tuple[Sequence[float], int]] = {
     "part": ((0.1, 0.3), 4),
     "block": ((0.5, 3.0, 7.0), 1),
 }
+# in so many rounds all slots are taken when it begins, by one of these: how many in each worker, and for how long
+FULL: dict[str, tuple[int, float]] = {
+    "nap": (CONCURRENCY, 3 * LEASE_S),
+    "sit": (CONCURRENCY, 3 * LEASE_S),
+    "part": (2, 3 * LEASE_S),
+    "block": (1, STALL_S + LEASE_S),
+}
+FULL_ROUNDS, FULL_S = 0.6, 3.0
 
 
 @attrs.define
@@ -126,10 +135,10 @@ class World:
         names = self.rng.choices(list(MISFORTUNES), [weight for weight, _ in MISFORTUNES.values()], k=self.rng.randrange(1, MISFORTUNES_MAX + 1))
         fates = sorted((self.rng.uniform(0.0, play_s), name, self.rng.randrange(1 << 30)) for name in names)
         bursts = sorted(self.rng.uniform(0.0, play_s / 2) for _ in range(BURSTS))
+        ids = self.fill(client, self.rng.choice(list(FULL))) if self.rng.random() < FULL_ROUNDS else []
         with ThreadPoolExecutor(1) as other:
             playing = other.submit(self._play, fates, time.monotonic())
             began_s = time.monotonic()
-            ids: list[str] = []
             for at_s in bursts:
                 time.sleep(max(0.0, began_s + at_s - time.monotonic()))
                 ids += self._enqueue(client)
@@ -142,6 +151,15 @@ class World:
         weights = [weight for _, weight in TASKS.values()]
         for name in self.rng.choices(list(TASKS), weights, k=BURST_TASKS):
             ids += self._send(client, name, self.rng.choice(TASKS[name][0]), "load")
+        return ids
+
+    def fill(self, client: Client, task: str) -> list[str]:
+        """Long tasks take all slots, so that no worker has credit left; what comes after them waits."""
+        slots, seconds = FULL[task]
+        ids = [task_id for _ in range(slots * WORKERS) for task_id in self._send(client, task, seconds, "load")]
+        end_s = time.monotonic() + FULL_S
+        while sum(row["running"] for row in client.workers()) < len(ids) and time.monotonic() < end_s:
+            time.sleep(POLL_S)
         return ids
 
     def _send(self, client: Client, name: str, seconds: float, queue: str) -> list[str]:
@@ -180,7 +198,7 @@ class World:
         for name in self.names:
             ids += self._send(client, "nap", 0.0, name)
         for task_id in ids:
-            with suppress(TimeoutError):
+            with suppress(ResultTimeout):
                 client.wait(task_id, timeout=max(0.1, began_s + BOUND_S - time.monotonic()))
         rest_s = time.monotonic() - began_s
         self.outcome.settle_s_max = max(self.outcome.settle_s_max, round(rest_s, 1))

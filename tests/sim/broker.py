@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -18,6 +19,7 @@ from taskq.clock import SystemClock
 from taskq.config import BrokerConfig
 from taskq.core import records as r
 from taskq.core.effects import Command, Effects, Forgotten, Reply
+from taskq.core.grant import waiting_for
 from taskq.core.house import House, Terms
 from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
@@ -118,7 +120,7 @@ class SimNode(Node):
         shared.budget.bytes_max = self._hot_bytes_max
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
         await load(store, shards, self.clock.steady_ms(), recovered.queue_bytes)
-        self._house = self._make_house(shared, recovered.epoch)
+        self._house = self._make_house(shared, recovered.epoch, shards)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._journal._jobs.put(None)
         self._journal._thread.join()
@@ -135,12 +137,13 @@ class SimNode(Node):
         self._pulse()
         self.ready = True
 
-    def _make_house(self, shared: Any, epoch: int) -> House:
+    def _make_house(self, shared: Any, epoch: int, shards: list[Shard]) -> House:
         config, limits = self.config, {"payload_bytes_max": self.config.payload_bytes_max, "frame_bytes_max": self.config.frame_bytes_max}
         heartbeat_ms, lease_ms = round(config.heartbeat * 1000), round(config.lease * 1000)
         terms = Terms(epoch, heartbeat_ms, lease_ms, round(lease_ms * GRACE_OF_LEASE), limits, SECRET_KEY)
         self._admission, self._consumers = shared.admission, shared.consumers
-        return House(Ring(config.shards), terms, shared.consumers, self._rng, self.describe, ids=shared.ids)
+        held, waiting = [shard.held for shard in shards], partial(waiting_for, shards)
+        return House(Ring(config.shards), terms, shared.consumers, self._rng, self.describe, held, ids=shared.ids, waiting=waiting)
 
     def _load(self, actor: ShardActor, loads: list[Any]) -> None:
         self._store.load(actor, loads)

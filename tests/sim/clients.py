@@ -25,6 +25,8 @@ from taskq.protocol.link import READY, Answered, Pushed, Ready, Refused
 
 BROKER = Address("broker", 7000)
 KEEPALIVE_S = 5.0
+# so long after a stall a worker asks before it starts what it reads
+DOUBT_S = 1.0
 
 
 @attrs.define(eq=False)
@@ -49,7 +51,7 @@ class Client:
     def __init__(self, scene: Scene, name: str, role: str) -> None:
         self.scene, self.name = scene, name
         self.process = Process(scene.loop, name)
-        self.channel = Channel(BROKER, m.Hello(1, role, {"name": name}), self._event, scene.rng)
+        self.channel = Channel(BROKER, m.Hello(1, role, {"name": name}), self._event, scene.rng, room=self.room())
         self.troubled_s = -math.inf
         self.stopped = False
         self.process.spawn(self._live())
@@ -63,6 +65,10 @@ class Client:
 
     async def live(self) -> None:
         raise NotImplementedError
+
+    def room(self) -> Callable[[], int] | None:
+        """How a worker's heartbeats say what it has room for, if they do."""
+        return None
 
     def on_event(self, event: Any) -> None:
         """An answer or a push, while the process lives."""
@@ -221,14 +227,25 @@ class Run:
     lost: bool = False
 
 
+@attrs.define(eq=False)
+class Question:
+    """Owner of a heartbeat that asks whether these are current: what is read after a stall may belong to others by now."""
+
+    runs: list[Run]
+
+
 class Worker(Client):
-    """Runs what it is given, and reports it, mostly."""
+    """Runs what it is given, and reports it, mostly.  What it loses gives no credit back at once, since nobody reports it: its heartbeats say it, or,
+    if they say nothing of room, the broker has to notice."""
 
     def __init__(self, scene: Scene, name: str, *, keeper: bool) -> None:
         rng = scene.rng
         self.queues = scene.queues if rng.random() < 0.5 else rng.sample(scene.queues, rng.randrange(1, len(scene.queues) + 1))
         self.task_types = scene.task_types if rng.random() < 0.6 else rng.sample(scene.task_types, rng.randrange(1, len(scene.task_types) + 1))
         self.concurrency = rng.choice([1, 2, 5, 20])
+        self.tells_room = rng.random() < 0.7
+        self.blocked = False
+        self.thawed_s = -math.inf
         self.runs: dict[bytes, Run] = {}
         self.done: list[tuple[type, Run]] = []
         self.old: list[Run] = []
@@ -256,6 +273,13 @@ class Worker(Client):
                 self.subscribe()
             case Pushed(message=m.Deliver() as deliver):
                 self._delivered(deliver)
+            case Answered(message=m.Beat(lost=lost), owner=Question(runs=runs)):
+                for run in runs:
+                    run.lost = run.token in split(lost, 8)
+                self._forget([run for run in runs if run.lost])
+                self._begin_all(runs)
+            case Refused(owner=Question(runs=runs)):
+                self._begin_all(runs)
             case Pushed(message=m.Revoke(tokens=tokens)):
                 for token in split(tokens, 8):
                     self._revoke(token)
@@ -277,9 +301,22 @@ class Worker(Client):
         self.channel.request(m.Consume(self.queues, self.task_types, self.concurrency), "consume", 60.0)
         self.credit()
 
+    def room(self) -> Callable[[], int] | None:
+        return (lambda: self.room_now) if self.tells_room else None
+
+    @property
+    def room_now(self) -> int:
+        return 0 if self.stopped else max(0, self.concurrency - len(self.runs))
+
+    @property
+    def could_take(self) -> bool:
+        """It is well, connected, and has room by its own account."""
+        well = self.process.alive and not self.process.frozen and self.process not in self.scene.network.unreachable
+        return well and self.channel.link.state is READY and self.room_now > 0
+
     def credit(self) -> None:
         if self.channel.link.state is READY and not self.stopped:
-            self.channel.credit(max(0, self.concurrency - len(self.runs)))
+            self.channel.credit(self.room_now)
 
     def _drop(self, tokens: list[bytes]) -> None:
         """The broker says that these leases are lost.  A worker that does not listen goes on and reports all the same."""
@@ -287,17 +324,20 @@ class Worker(Client):
             run = self.runs.get(token)
             if run is not None and self.scene.rng.random() < 0.7:
                 run.lost = True
-                self._finished([run])
+                self._forget([run])
 
     def _revoke(self, token: bytes) -> None:
         if token in self.runs:
             self.runs[token].cancelled = True
 
     def _finished(self, runs: list[Run]) -> None:
+        self._forget(runs)
+        self.credit()
+
+    def _forget(self, runs: list[Run]) -> None:
         for run in runs:
             self.runs.pop(run.token, None)
             self.old = [*self.old[-20:], run]
-        self.credit()
 
     def _delivered(self, deliver: m.Deliver) -> None:
         ids, tokens = split(deliver.ids, 16), split(deliver.tokens, 8)
@@ -306,7 +346,15 @@ class Worker(Client):
             attempt = deliver.attempts[at] if len(deliver.attempts) > 1 else deliver.attempts[0]
             self.scene.history.deliver(task_id, token, bytes(payload), attempt)
             self.runs[token] = Run(task_id, token)
-            self._begin(self.runs[token])
+        runs = [self.runs[token] for token in tokens]
+        if self.scene.loop.seconds - self.thawed_s < DOUBT_S:
+            self.channel.request(self.channel.link.heartbeat(), Question(runs), DOUBT_S)
+        else:
+            self._begin_all(runs)
+
+    def _begin_all(self, runs: list[Run]) -> None:
+        for run in runs:
+            self._begin(run)
 
     def _begin(self, run: Run) -> None:
         rng = self.scene.rng
@@ -353,8 +401,15 @@ class Worker(Client):
         self.trouble()
         self.process.freeze()
 
+    def block(self) -> None:
+        """A task holds its loop: it does nothing, and its keeper says that it lives."""
+        self.blocked = True
+        self.freeze()
+
     def thaw(self) -> None:
         self.trouble()
+        self.blocked = False
+        self.thawed_s = self.scene.loop.seconds
         self.process.thaw()
 
     def die(self, *, silently: bool) -> None:
@@ -389,7 +444,7 @@ class Keeper(Client):
         while True:
             await asyncio.sleep(KEEPALIVE_S)
             link, process = self.worker.channel.link, self.worker.process
-            if link.session and process.alive and not process.frozen:
+            if link.session and process.alive and (not process.frozen or self.worker.blocked):
                 self.channel.request(m.Keepalive(link.session, link.secret, link.received), "keepalive", KEEPALIVE_S)
 
     def runner_died(self, *, with_me: bool) -> None:

@@ -109,6 +109,18 @@ def freeze_worker(world: World) -> bool:
     return True
 
 
+def block_worker(world: World) -> bool:
+    """One with a keeper, which goes on to speak for it, and rather one that waits for tasks: it reads what it is given when that is lost already."""
+    workers = [each for each in world.workers if each.process.alive and not each.process.frozen and not each.stopped and each.keeper is not None]
+    if not workers:
+        return False
+    worker = min(workers, key=lambda each: (len(each.runs), each.concurrency))
+    world.trace("world", f"the loop of {worker.name} is blocked")
+    worker.block()
+    world.later(world.rng.choice([2.0, 8.0, 30.0, 40.0]), worker.thaw)
+    return True
+
+
 def choke(world: World) -> bool:
     """A worker does not read for a while."""
     worker = world.any_worker()
@@ -119,6 +131,19 @@ def choke(world: World) -> bool:
     world.trace("world", f"{worker.name} does not read")
     peer.process.soon(peer.protocol.pause_writing)
     world.later(world.rng.uniform(0.1, 4.0), lambda: peer.process.soon(peer.protocol.resume_writing))
+    return True
+
+
+def spoil(world: World) -> bool:
+    """What is said next to a worker or by it is lost or comes twice, and the connection stays."""
+    worker = world.any_worker()
+    ends = world.network.of(worker.process) if worker is not None else []
+    if worker is None or not ends:
+        return False
+    end, times = world.rng.choice([ends[0], ends[0].peer]), world.rng.choice([0, 0, 2])
+    world.trace("world", f"the next frames {'of' if end is ends[0] else 'for'} {worker.name} arrive {times} times")
+    worker.trouble()
+    end.times = times
     return True
 
 
@@ -162,7 +187,9 @@ MISFORTUNES: dict[str, tuple[int, Callable[[World], bool]]] = {
     "connection broken": (6, break_off),
     "client cut off": (2, isolate),
     "worker frozen": (3, freeze_worker),
+    "worker blocked": (4, block_worker),
     "worker does not read": (2, choke),
+    "frames spoilt": (4, spoil),
     "worker dies": (4, lose_worker),
     "worker leaves": (2, dismiss),
     "stale report": (5, stale_reports),

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+from sim.accounts import Accounts
 from sim.broker import Machine, SimNode, Wall, Watch
 from sim.caller import Caller
 from sim.clients import Producer, Scene, Worker
@@ -148,6 +149,7 @@ class World:
         self.disk = Disk(rng)
         self.disk.strike, self.disk.on_fault = self._struck, self._faulted
         self.history = History()
+        self.accounts = Accounts()
         self.sizes = Sizes.drawn(rng)
         self.lines: deque[str] = deque(maxlen=TRACE_LINES)
         self.hash = hashlib.blake2b(digest_size=16)
@@ -237,6 +239,7 @@ class World:
             node = self.machine.node
             if self.machine.process.alive and node is not None and node.ready and not node.failed.done():
                 self._check(self.history.check_shards, node.shards, node.forgotten)
+                self._check(self.accounts.look, node, self.workers, self.loop.seconds)
 
     # ---- the broker lives and dies
 
@@ -335,9 +338,10 @@ class World:
         self.scene.calm = self.network.healed = True
         self.disk.armed, self.disk.room = "", None
         self.clock.catch_up()
+        blocked = [worker for worker in self.workers if worker.blocked]  # no network and no disk ends that, they have to come back by themselves
         for client in self.clients():
             self.network.reach(client.process)
-            if client.process.frozen:
+            if client.process.frozen and client not in blocked:
                 client.process.thaw()
         self.born += 1
         last = Worker(self.scene, f"worker {self.born}", keeper=False)
@@ -360,6 +364,7 @@ class World:
         node = self.machine.node
         ready = self.machine.process.alive and node is not None and node.ready and not node.failed.done()
         idle = all(producer.channel.link.idle for producer in self.producers) and all(caller.idle for caller in self.callers)
+        idle = idle and not self.accounts.since and not any(worker.blocked for worker in self.workers if worker.process.alive)
         return ready and idle and all(task.state in ("completed", "failed", "cancelled") for task in self.history.model.tasks.values())
 
     async def _last_start(self) -> None:
