@@ -126,6 +126,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     call_soon_threadsafe = call_soon
 
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        context, owner = options.get("context"), _OWNER.get()
+        if context is not None and owner is not None and _OWNER not in context:
+            context.run(_OWNER.set, owner)  # a context of its own, but no other process
         task = super().create_task(coro, **options)
         task._log_destroy_pending = False
         self._kept.append(task)

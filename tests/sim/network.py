@@ -12,6 +12,9 @@ from typing import Any
 
 from sim.loop import ROUND_S, Process, VirtualLoop
 
+from taskq.actors.acceptor import Arrival
+from taskq.actors.doors import Crowd
+
 DELAY_S = (0.0, 0.004)
 SLOW_S = (0.05, 1.5)
 NOTICE_S = (0.0, 0.3)
@@ -127,6 +130,25 @@ class _Server:
     def close(self) -> None:
         if self.network.servers.get(self.address[1]) is self:
             del self.network.servers[self.address[1]]
+
+
+class _Door:
+    """In the place of an Acceptor: each connection is counted by its crowd, and there is nothing else to accept."""
+
+    def __init__(self, server: _Server) -> None:
+        self._server = server
+        self.address = server.address
+
+    async def close(self) -> None:
+        self._server.close()
+
+
+async def bind(
+    protocol: Callable[[Arrival], Any], crowd: Crowd, host: str, port: int, backlog: int, tls: None = None, *, handshakes_max: int = 0
+) -> list[_Door]:
+    """In the place of `sockets.bind`."""
+    loop: Any = asyncio.get_running_loop()
+    return [_Door(await loop.create_server(lambda: protocol(Arrival(crowd, host)), host, port))]
 
 
 class Network:

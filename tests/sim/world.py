@@ -27,10 +27,10 @@ from sim.files import System
 from sim.history import Fact, History, Violation, split
 from sim.loop import VirtualLoop
 from sim.misfortunes import MISFORTUNES
-from sim.network import Network
+from sim.network import Network, bind
 
 from taskq import clock
-from taskq.actors import store
+from taskq.actors import http, listener, store
 from taskq.config import BrokerConfig
 from taskq.core import horizon, line, queue
 from taskq.core import records as r
@@ -97,6 +97,8 @@ class Sizes:
         system = System()
         replaced: tuple[tuple[Any, str, Any], ...] = (
             (clock, "time", wall),
+            (listener, "bind", bind),
+            (http, "bind", bind),
             (journal, "os", system),
             (files, "os", system),
             (line, "LINE_HOT_MIN", self.line_hot_min),
