@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgpack
 import pytest
 
 from taskq import App, AsyncClient, Client, TaskFailed, serial, testing
@@ -15,6 +16,7 @@ from taskq.node import Node
 from taskq.waits import WAITS_IN_TASK
 from taskq.worker import child
 from taskq.worker.context import holding_a_slot
+from taskq.worker.job import Job
 from taskq.worker.registry import TaskDefinition
 
 WAIT_S = 20
@@ -138,7 +140,8 @@ def test_a_child_process_knows_the_queues_and_types_of_its_worker() -> None:
         return ["email" in worker.queues, "looks" in worker.task_types, "other" in worker.queues]
 
     tasks = {"looks": TaskDefinition("looks", looks)}
-    fields = [bytes(16), bytes(8), "email", "looks", MSGPACK, 1, 0, serial.encode([]), 0.0]
+    job = Job(bytes(16), bytes(8), "email", tasks["looks"], serial.encode([]), MSGPACK, 1, 0, "process")
+    fields = msgpack.unpackb(child.pack_job(job)[child.LENGTH.size :])
     outcome = child._run(tasks, ["email"], fields)
     assert isinstance(outcome, bytes) and serial.decode(outcome, MSGPACK) == [True, True, False]
     assert holding_a_slot() is None
