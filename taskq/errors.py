@@ -260,6 +260,13 @@ class StoreCorrupt(StartError):
     exit_code = 65
 
 
+class KeyDamaged(StartError):
+    """The key that proves sessions is damaged; the file was left untouched."""
+
+    code = "KEY_DAMAGED"
+    exit_code = 65
+
+
 class BrokerUnavailable(TaskqError):
     """The broker could not be reached before the deadline; the request may have been applied, and sending it again with the same id is safe."""
 

@@ -48,7 +48,7 @@ from taskq.core.line import Budget
 from taskq.core.messages import DURABILITY, Goaway
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
-from taskq.errors import DataFolderLocked, Draining, StartError, StoreCorrupt
+from taskq.errors import DataFolderLocked, Draining, KeyDamaged, StartError, StoreCorrupt
 from taskq.gateway.http1 import HttpLimits
 from taskq.storage.base import Retention
 from taskq.storage.files import replace_file
@@ -451,7 +451,11 @@ def _secret(path: Path) -> bytes:
     if not path.exists():
         replace_file(path, secrets.token_bytes(SECRET_BYTES))
     with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
-        return file.read()
+        found = file.read(SECRET_BYTES + 1)
+    if len(found) != SECRET_BYTES:
+        told = f"{path} is damaged: it has {path.stat().st_size} bytes and must have {SECRET_BYTES}, so anybody might guess it"
+        raise KeyDamaged(f"{told}; restore it, or remove it: workers cannot resume their sessions once then, and nothing else is lost")
+    return found
 
 
 def _tcp_limits(config: BrokerConfig) -> TcpLimits:

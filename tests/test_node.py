@@ -19,7 +19,7 @@ from taskq.actors import store
 from taskq.clock import ManualClock
 from taskq.config import BrokerConfig
 from taskq.core import line
-from taskq.errors import DataFolderLocked, JournalCorrupt, NotFound
+from taskq.errors import DataFolderLocked, JournalCorrupt, KeyDamaged, NotFound
 from taskq.node import Node
 from taskq.storage.journal import FileJournal
 
@@ -275,3 +275,20 @@ async def test_an_id_that_is_sent_again_over_http_runs_once_though_its_task_has_
                 await asyncio.sleep(0.01)
         again = await asyncio.to_thread(ask, "POST", "/enqueue", {"task_type": "work", "id": first["id"]})
         assert (again["id"], again["state"]) == (first["id"], "cancelled")
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 4_096])
+async def test_a_key_of_another_size_is_refused_and_left_alone(tmp_path: Path, size: int) -> None:
+    node = Node(config(tmp_path))
+    await node.start()
+    await node.stop()
+    [path] = tmp_path.rglob("secret.key")
+    path.write_bytes(bytes(size))
+    with pytest.raises(KeyDamaged, match=f"it has {size} bytes and must have 32") as caught:
+        await Node(config(tmp_path)).start()
+    assert (caught.value.exit_code, path.read_bytes()) == (65, bytes(size))
+    path.unlink()
+    node = Node(config(tmp_path))
+    await node.start()
+    await node.stop()
+    assert len(path.read_bytes()) == 32

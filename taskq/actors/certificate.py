@@ -8,7 +8,9 @@ A file that cannot be used is a ConfigError that names the setting, at the start
 
 from __future__ import annotations
 
+import logging
 import ssl
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +19,14 @@ from taskq.errors import ConfigError
 # a peer that is slower than this to agree on a key is no peer; then how long its goodbye is waited for
 HANDSHAKE_S = 5.0
 SHUTDOWN_S = 2.0
+# who may not have a private key; a group may, that is how some systems keep them
+OTHERS = stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP
 MARKS = {"tls_cert": b"-----BEGIN CERTIFICATE-----", "tls_key": b"PRIVATE KEY-----"}
 # a key of another kind than the certificate's is told in the second way
 MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 WHOLE = {"tls_cert": "a certificate in PEM form", "tls_key": "a private key in PEM form"}
+
+log = logging.getLogger("taskq.tls")
 
 
 class Certificate:
@@ -44,6 +50,10 @@ def server_context(cert: str, key: str) -> ssl.SSLContext:
     """A context with this certificate.  Raises ConfigError."""
     for field, path in (("tls_cert", cert), ("tls_key", key)):
         _check_form(field, path)
+    if (mode := stat.S_IMODE(Path(key).stat().st_mode)) & OTHERS:
+        log.warning(
+            "tls_key: other users of this machine can read or change %s (mode %04o); chmod 600 it, and make a new key if they may have", key, mode
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION

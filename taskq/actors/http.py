@@ -63,7 +63,7 @@ class HttpProtocol(asyncio.Protocol):
     def __init__(self, listener: HttpListener, arrival: Arrival | None = None) -> None:
         self._listener = listener
         self._arrival = arrival or Arrival()
-        self._receiver = Receiver(listener.limits, self._admit if listener.gate is not None else None)
+        self._receiver = Receiver(listener.limits, self._admit if listener.gate is not None else None, OPEN_PATHS)
         self._transport: Any = None
         self._slots: deque[Slot] = deque()
         self._unread: bytes | memoryview = b""
@@ -205,6 +205,10 @@ class HttpProtocol(asyncio.Protocol):
         if self._transport.get_extra_info("ssl_object") is None and not is_loopback(self._peer()):
             raise TlsRequired()
         return self._listener.bearer(token_of(authorization))
+
+    def is_current(self, grant: Grant) -> bool:
+        """Whether the access token of a request still counts."""
+        return self._listener.is_current(grant)
 
     def _peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
@@ -432,6 +436,10 @@ class HttpListener:
     def bearer(self, token: str) -> Grant:
         assert self.gate is not None
         return self.gate.bearer(token)
+
+    def is_current(self, grant: Grant) -> bool:
+        assert self.gate is not None
+        return self.gate.is_current(grant)
 
     def has_failed_often(self, address: str) -> bool:
         """Count one more failed proof of this address."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from taskq.errors import Draining, InternalError
+from taskq.errors import AuthFailed, Draining, InternalError
 from taskq.gateway.answers import Response, error_response
 from taskq.gateway.http1 import Request
 from taskq.gateway.routes import Call, Message
@@ -78,6 +78,10 @@ class Slot:
         if self._missing or call is None:
             return
         self._call = None
+        request = self.request
+        if request is not None and request.grant is not None and request.method in READS and not self._connection.is_current(request.grant):
+            self.finish(error_response(AuthFailed("the access token of this request was revoked or changed meanwhile")))
+            return
         try:
             self.finish(call.respond(self._replies))
         except Exception as error:

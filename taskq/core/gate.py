@@ -147,6 +147,11 @@ class Gate:
             raise AuthFailed()
         return token.grant, signature
 
+    def is_current(self, grant: Grant) -> bool:
+        """Whether the access token that this grant came from still counts, unchanged."""
+        token = self.tokens().get(grant.name)
+        return token is not None and token.grant is grant
+
     def bearer(self, text: str) -> Grant:
         """What the token allows that was sent as it is.  AuthFailed."""
         found = _TEXT.fullmatch(text)

@@ -90,7 +90,7 @@ class TlsRequired(Answer):
 
 
 class CrossOrigin(Answer):
-    """A page of another site may not change anything here; call the broker from your own server, or from a page with the same host and port."""
+    """A page of another site may neither change nor read anything here; call it from your own server, or from a page with this host and port."""
 
     code = "CROSS_ORIGIN"
 

@@ -89,20 +89,29 @@ ONCE = (b"host", b"content-type", b"content-length", b"content-encoding", b"tran
 SINGLE = frozenset({*ONCE, b"origin", b"sec-fetch-site"})
 # what a browser says of a request that was not made by a page of another site
 OWN_SITE = frozenset({b"same-origin", b"none"})
-SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+@attrs.frozen
+class Body:
+    """What is told of a body alone."""
+
+    on_body: Callable[[bytes], None]
+    on_message_complete: Callable[[], None]
 
 
 class Receiver:
     """The receiving side of one connection.  `started`: a request has begun and is not complete.  `in_body`: its head is complete.
-    `ended`: no further request will be read.  `admit` is asked before anything of a body is kept; None: everybody may come in."""
+    `ended`: no further request will be read.  `admit` is asked before anything of a body is kept; None: everybody may come in.
+    `open_paths`: what pages of other sites may read too."""
 
-    def __init__(self, limits: HttpLimits, admit: Admit | None = None) -> None:
+    def __init__(self, limits: HttpLimits, admit: Admit | None = None, open_paths: frozenset[str] = frozenset()) -> None:
         self.started = False
         self.in_body = False
         self.ended = False
         self._limits = limits
         self._admit = admit
+        self._open_paths = open_paths
         self._known_host = b""
         self._events: list[Event] = []
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -127,15 +136,20 @@ class Receiver:
         self._events = events
         unfinished_head = self.started and not self.in_body
         head = self._head
+        rest: bytes | memoryview = b""
         try:
             self._parser.feed_data(data)
             if unfinished_head and self._head is head and not self.in_body:
                 self._count_unseen(len(data))
-        except httptools.HttpParserUpgrade:
-            self._end_after_upgrade()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.started:
+                self._begin_body()
+                rest = data[upgrade.args[0] :]
+            else:
+                self._end_after_upgrade()
         except (httptools.HttpParserError, *REFUSALS) as error:
             self._refuse(error)
-        return events
+        return events + self.feed(rest) if rest else events
 
     def _clear(self) -> None:
         self._url = b""
@@ -151,6 +165,14 @@ class Receiver:
         self._unseen_bytes += size
         if self._unseen_bytes > self._limits.head_bytes_max:
             raise self._headers_too_large()
+
+    def _begin_body(self) -> None:
+        """The parser takes what follows the offer of another protocol for that protocol.  It is the body of the request: read by a parser of its
+        own, which is told no more than how long it is."""
+        self._parser = httptools.HttpRequestParser(Body(self.on_body, self.on_message_complete))
+        chunked = b"transfer-encoding" in self._head
+        length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: " + self._head[b"content-length"]
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nConnection: close\r\n" + length + b"\r\n\r\n")
 
     def _end_after_upgrade(self) -> None:
         """The peer offered another protocol (curl --http2): answered as HTTP/1.1, and that was the last request."""
@@ -207,10 +229,10 @@ class Receiver:
         if len(head) > 1:
             self._check_coding(head, version)
             self._check_length(head)
-            if b"sec-fetch-site" in head or b"origin" in head:
+            if (b"sec-fetch-site" in head or b"origin" in head) and path not in self._open_paths:
                 self._check_site(head)
         content_type = head.get(b"content-type", b"").decode("latin-1")
-        keep_alive = self._parser.should_keep_alive()
+        keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         self._request = Request(self._parser.get_method().decode(), path, query, content_type, b"", keep_alive, version, grant)
         if b"expect" in head:
             self._meet(head[b"expect"], version)
@@ -226,6 +248,8 @@ class Receiver:
             raise self._body_too_large()
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade() and (b"transfer-encoding" in self._head or self._head.get(b"content-length", b"0").strip(b"0")):
+            return
         request = self._request
         request.body = self._body
         self._body = b""
@@ -249,9 +273,9 @@ class Receiver:
         self._known_host = host
 
     def _check_site(self, head: dict[bytes, bytes]) -> None:
-        """A page of another site may make the browser send a request; it changes nothing here.  Browsers say where a request comes from, other
-        programs say nothing."""
-        if self._parser.get_method() in SAFE:
+        """A page of another site may make the browser send a request; it neither changes anything here nor makes the broker work.  Browsers say where
+        a request comes from, other programs say nothing."""
+        if self._parser.get_method() == b"OPTIONS":
             return
         site, origin = head.get(b"sec-fetch-site"), head.get(b"origin")
         own = site.lower() in OWN_SITE if site is not None else origin is not None and origin.lower().partition(b"://")[2] == head[b"host"].lower()

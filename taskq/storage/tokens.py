@@ -2,7 +2,7 @@
 
 It is written by `taskq token`, beside a broker that runs or does not: whole, to a new file that takes the old one's place, while the folder is
 locked against another such command.  The broker looks whenever somebody comes, and reads it again when it is another file than before.  A file that
-cannot be read when the broker starts stops the start; later the tokens that were known stay, and the log says why.
+cannot be read, or that is somebody else's, when the broker starts stops the start; later the tokens that were known stay, and the log says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from taskq.core.gate import AccessToken
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, DataFolderUnsafe
 
 NAME = "tokens.json"
 VERSION = 1
@@ -45,7 +45,7 @@ class TokenFile:
             self._mark = mark
             try:
                 self._mark, found = read(self.path)
-            except ConfigError as error:
+            except (ConfigError, DataFolderUnsafe) as error:
                 log.error("%s; the access tokens that were known before still count", error)
             else:
                 self._tokens = {name: _kept(self._tokens.get(name), token) for name, token in found.items()}
@@ -72,12 +72,15 @@ def read(path: Path) -> tuple[Mark, dict[str, AccessToken]]:
     except FileNotFoundError:
         return NO_FILE, {}
     except OSError as error:
-        reason = "it is a symbolic link; put the file itself there" if error.errno == errno.ELOOP else error.strerror
-        raise ConfigError(f"{path}: cannot be read: {reason}", field="auth") from None
+        if error.errno == errno.ELOOP:
+            raise DataFolderUnsafe(f"{path} is a symbolic link, and nothing is opened through one; put the file itself there") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", field="auth") from None
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ConfigError(f"{path}: others may write to it, and so make tokens of their own; chmod 600 {path}", field="auth")
+            raise DataFolderUnsafe(f"{path}: others may write to it, and so make tokens of their own; look at what is in it, then chmod 600 {path}")
+        if found.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+            raise DataFolderUnsafe(f"{path} belongs to user {found.st_uid}, who may make tokens with it; look at what is in it, then chown it")
         text = file.read(FILE_BYTES_MAX + 1)
     return (found.st_ino, found.st_mtime_ns, found.st_size), _parsed(path, text)
 

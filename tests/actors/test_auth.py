@@ -392,6 +392,20 @@ async def test_over_http_a_revoked_token_is_refused_at_once(house: House) -> Non
     assert (await house.http("GET", "/v1/queues", token))[0] == 401
 
 
+async def test_an_answer_that_was_waited_for_looks_at_the_token_again(house: House) -> None:
+    token = make(house.folder, "mailer", "read")
+    async with AsyncClient(house.node.tcp, token=make(house.folder, "boss", "admin")) as client:
+        handle = await client.enqueue("t")
+        waiting = asyncio.ensure_future(house.http("GET", f"/v1/tasks/{handle.id}?wait=20", token))
+        while not any(actor.shard.waiters for actor in house.node._shards):
+            await asyncio.sleep(0.01)
+        revoke(house.folder, "mailer")
+        await client.cancel(handle.id)
+        status, headers, body = await waiting
+    assert (status, body["error"]["code"]) == (401, "AUTH_FAILED")
+    assert "WWW-Authenticate" in headers and set(body) == {"error"}
+
+
 async def test_what_tells_nothing_of_tasks_is_open_to_everybody(house: House) -> None:
     for path in ("/healthz", "/readyz", "/openapi.json"):
         assert (await house.http("GET", path))[0] == 200

@@ -136,6 +136,15 @@ async def test_a_page_of_another_site_changes_nothing(node: Node, headers: tuple
     assert (await ask(node, "GET", "/v1/queues"))[2] == {"queues": []}
 
 
+@pytest.mark.parametrize("headers", STRANGERS)
+async def test_a_page_of_another_site_reads_nothing_but_how_the_broker_is(node: Node, headers: tuple[str, ...]) -> None:
+    for path in ("/v1/queues", "/v1/workers", f"/v1/tasks/{'0' * 32}?wait={'1' * 5_000}x"):
+        status, _, found = await ask(node, "GET", path, *headers, host="localhost:3000")
+        assert (status, found["error"]["code"]) == (403, "CROSS_ORIGIN")
+    for path in ("/healthz", "/readyz"):
+        assert (await ask(node, "GET", path, *headers, host="localhost:3000"))[0] == 200
+
+
 @pytest.mark.parametrize("headers", FRIENDS)
 async def test_a_program_and_a_page_of_the_broker_itself_may_enqueue(node: Node, headers: tuple[str, ...]) -> None:
     assert (await ask(node, "POST", "/enqueue", JSON, *headers, body=TASK, host="localhost:3000"))[0] == 201

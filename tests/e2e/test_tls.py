@@ -18,6 +18,7 @@ from certificates import Files, issue
 from programs import ON_FREE_PORTS, READY, WAIT_S, Run, Start
 
 from taskq import AsyncClient, Client, testing
+from taskq.actors.certificate import server_context
 from taskq.errors import BrokerUnavailable, ConfigError, TlsFailed
 
 MARKER = "a-payload-that-nobody-else-may-read"
@@ -341,3 +342,11 @@ def test_ports_of_a_tls_broker_are_reached_by_their_names_too(start: Start, file
     for host in hosts:
         with Client(f"tls://{host}:{port}", tls_ca=str(files.ca)) as client:
             assert client.queues() == []
+
+
+@pytest.mark.parametrize(("mode", "is_told"), [(0o600, False), (0o640, False), (0o644, True), (0o660, True)])
+def test_a_key_that_others_can_read_or_change_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, is_told: bool) -> None:
+    files = issue(tmp_path)
+    files.key.chmod(mode)
+    server_context(*files.settings.values())
+    assert ("chmod 600" in caplog.text) is is_told

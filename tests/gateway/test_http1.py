@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.errors import Answer
-from taskq.gateway.answers import STATUS, Response
+from taskq.errors import Answer, BadRequest, PayloadTooLarge
+from taskq.gateway.answers import STATUS, CrossOrigin, Response
 from taskq.gateway.http1 import PIECE_BYTES, HttpLimits, Interim, Receiver, Request, encode
 
 LIMITS = HttpLimits(body_bytes_max=1_000, hosts=frozenset({"broker.example"}))
@@ -126,6 +126,55 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_asked_for() -> None:
 def test_keep_alive_is_as_the_peer_asked(data: bytes, keep_alive: bool) -> None:
     [request] = requests(receive(data + b"" if keep_alive else data + GET))
     assert request.keep_alive is keep_alive
+
+
+OFFERS = {
+    "h2c": (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"),
+    "websocket": (b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"),
+    "TLS": (b"Connection: keep-alive, upgrade", b"Upgrade: TLS/1.2, HTTP/1.1"),
+    "h2c with leave to go on": (b"Connection: Upgrade", b"Upgrade: h2c", b"Expect: 100-continue"),
+}
+BODIES = {
+    "of a length": (b"Content-Length: 10", b"0123456789"),
+    "in chunks": (b"Transfer-Encoding: chunked", b"4\r\n0123\r\n6;x=y\r\n456789\r\n0\r\nTrailer: 1\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, PIECE_BYTES])
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("offer", OFFERS)
+def test_the_offer_of_another_protocol_is_ignored_and_the_body_is_read(offer: str, body: str, size: int) -> None:
+    length, text = BODIES[body]
+    data = get(*OFFERS[offer], length, start=b"POST /enqueue?a=1 HTTP/1.1", body=text)
+    [request] = requests([event for event in receive(data + get(), size=size) if not isinstance(event, Interim)])
+    assert (request.method, request.path, request.query, bytes(request.body)) == ("POST", "/enqueue", "a=1", b"0123456789")
+    assert not request.keep_alive
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("length", BODIES)
+def test_a_body_after_an_offer_has_the_same_limits(offer: str, length: str) -> None:
+    limits = HttpLimits(body_bytes_max=9)
+    data = get(*OFFERS[offer], BODIES[length][0], start=b"POST /enqueue HTTP/1.1", body=BODIES[length][1])
+    assert isinstance(receive(data, limits)[-1], PayloadTooLarge)
+    broken = get(*OFFERS[offer], b"Transfer-Encoding: chunked", start=b"POST /enqueue HTTP/1.1", body=b"zz\r\n")
+    assert isinstance(receive(broken)[-1], BadRequest)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE"])
+@pytest.mark.parametrize(
+    "site", [b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Site: same-site", b"Sec-Fetch-Site: x", b"Origin: http://evil.example", b"Origin: null"]
+)
+def test_a_page_of_another_site_reads_the_open_paths_and_nothing_else(method: bytes, site: bytes) -> None:
+    for path, is_open in ((b"/v1/queues", False), (b"/v1/tasks/x?wait=60", False), (b"/readyz", True), (b"/nothing", False)):
+        receiver = Receiver(LIMITS, None, frozenset({"/readyz"}))
+        [event] = receiver.feed(get(site, start=method + b" " + path + b" HTTP/1.1"))
+        assert isinstance(event, Request if is_open else CrossOrigin)
+
+
+@pytest.mark.parametrize("site", [b"Sec-Fetch-Site: same-origin", b"Sec-Fetch-Site: none", b"Origin: http://localhost"])
+def test_who_types_the_address_or_asks_from_the_same_origin_reads(site: bytes) -> None:
+    assert len(requests(receive(get(site, start=b"GET /v1/queues HTTP/1.1")))) == 1
 
 
 def test_the_parts_of_a_request_are_visible_to_deadlines() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskq.core.gate import AccessToken, grant_of, text_of
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, DataFolderUnsafe
 from taskq.storage.tokens import FILE_BYTES_MAX, TokenFile, changing
 
 
@@ -117,7 +117,7 @@ def write_anew(folder: Path, *names: str) -> None:
 def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     write(tmp_path, "a")
     (tmp_path / "tokens.json").chmod(mode)
-    with pytest.raises(ConfigError, match="chmod 600"):
+    with pytest.raises(DataFolderUnsafe, match="chmod 600"):
         TokenFile(tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_a_symbolic_link_is_followed_neither_to_read_nor_to_write(tmp_path: Path
     write(elsewhere, "a")
     folder.mkdir()
     (folder / "tokens.json").symlink_to(elsewhere / "tokens.json")
-    with pytest.raises(ConfigError, match="symbolic link"):
+    with pytest.raises(DataFolderUnsafe, match="symbolic link"):
         TokenFile(folder)
     (folder / "tokens.json").unlink()
     victim = tmp_path / "victim"
@@ -143,3 +143,26 @@ def test_a_file_made_by_root_belongs_to_the_owner_of_the_folder(tmp_path: Path) 
     os.chown(folder, 1234, 1234)
     write(folder, "a")
     assert (folder / "tokens.json").stat().st_uid == 1234
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_somebody_else_is_refused_as_the_data_folder_would_be(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    path = tmp_path / "tokens.json"
+    TokenFile(tmp_path)
+    os.chown(path, 1234, 1234)
+    with pytest.raises(DataFolderUnsafe, match="belongs to user 1234") as caught:
+        TokenFile(tmp_path)
+    assert caught.value.exit_code == 73
+    os.chown(tmp_path, 1234, 1234)
+    TokenFile(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_that_is_given_away_later_changes_nothing_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "a")
+    file = TokenFile(tmp_path)
+    write(tmp_path, "a", "b")
+    os.chown(tmp_path / "tokens.json", 1234, 1234)
+    assert list(file.tokens()) == ["a"]
+    assert "belongs to user 1234" in caplog.text
