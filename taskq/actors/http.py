@@ -39,7 +39,7 @@ from taskq.clock import Clock
 from taskq.core.access import NOBODY, Grant
 from taskq.core.gate import FAILURES_MAX, Gate
 from taskq.errors import Answer, AuthFailed, BadRequest, InternalError, Overloaded, TaskqError
-from taskq.gateway.answers import RequestTimeout, Response, TlsRequired, error_response
+from taskq.gateway.answers import RequestTimeout, TlsRequired, error_response
 from taskq.gateway.bearer import is_loopback, token_of
 from taskq.gateway.http1 import PIECE_BYTES, Event, HttpLimits, Interim, Receiver, Request, encode
 from taskq.gateway.openapi import document
@@ -194,7 +194,7 @@ class HttpProtocol(asyncio.Protocol):
         slot = Slot(self, None, True)
         self._slots.append(slot)
         if isinstance(error, AuthFailed) and self._listener.has_failed_often(self._peer()):
-            self._listener.later(FAILURE_S, slot.finish, error_response(error))
+            self._listener.loop.call_later(FAILURE_S, slot.finish, error_response(error))
         else:
             slot.finish(error_response(error))
 
@@ -204,11 +204,13 @@ class HttpProtocol(asyncio.Protocol):
             return NOBODY
         if self._transport.get_extra_info("ssl_object") is None and not is_loopback(self._peer()):
             raise TlsRequired()
-        return self._listener.bearer(token_of(authorization))
+        assert self._listener.gate is not None
+        return self._listener.gate.bearer(token_of(authorization))
 
     def is_current(self, grant: Grant) -> bool:
         """Whether the access token of a request still counts."""
-        return self._listener.is_current(grant)
+        gate = self._listener.gate
+        return gate is None or gate.is_current(grant)
 
     def _peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
@@ -364,12 +366,12 @@ class HttpListener:
         self._submit = submit
         self._clock = clock
         self._clock_ms = clock.steady_ms()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.addresses: list[tuple[str, int]] = []
         self._acceptors: list[Acceptor] = []
         self._connections: set[HttpProtocol] = set()
         self._crowd = Crowd(doors, self.limits.connections_max, self.limits.address_connections_max)
-        self.quiet = Quiet(self._loop, self.limits.silent_connections_max)
+        self.quiet = Quiet(self.loop, self.limits.silent_connections_max)
         self._crowd.make_room = self.quiet.make_room
         self._written: list[HttpProtocol] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -433,14 +435,6 @@ class HttpListener:
         except Exception as error:
             slot.finish(bug(error))
 
-    def bearer(self, token: str) -> Grant:
-        assert self.gate is not None
-        return self.gate.bearer(token)
-
-    def is_current(self, grant: Grant) -> bool:
-        assert self.gate is not None
-        return self.gate.is_current(grant)
-
     def has_failed_often(self, address: str) -> bool:
         """Count one more failed proof of this address."""
         assert self.gate is not None
@@ -449,12 +443,9 @@ class HttpListener:
             log.warning("a request over HTTP from %s had an access token that is not known", address)
         return failures > FAILURES_MAX
 
-    def later(self, delay_s: float, finish: Callable[[Response], None], response: Response) -> None:
-        self._loop.call_later(delay_s, finish, response)
-
     def flush_soon(self, connection: HttpProtocol) -> None:
         if not self._written:
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
         self._written.append(connection)
 
     def _flush(self) -> None:
@@ -465,7 +456,7 @@ class HttpListener:
     # ---- the timer -----------------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        self._timer = self._loop.call_later(self.limits.sweep_s, self.sweep)
+        self._timer = self.loop.call_later(self.limits.sweep_s, self.sweep)
 
     def sweep(self) -> None:
         """Look at every connection.  Time in here moves by at most two intervals a sweep, so that a broker that was stopped for a while does
