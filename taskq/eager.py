@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Coroutine, Iterator
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from taskq import ids
@@ -168,7 +169,7 @@ class EagerBlockingClient:
     def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
         task, created = self._client.admit(task_type, item, options)
         for job in self._client.jobs(task) if created else ():
-            self._client.settle(task, job, asyncio.run(awaited(job)) if job.definition.is_async else call(job))
+            self._client.settle(task, job, asyncio.run(awaited(job)) if job.definition.is_async else copy_context().run(call, job))
         return self._client.handle(task, created)
 
 

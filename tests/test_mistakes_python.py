@@ -315,3 +315,57 @@ class TestPickling:
     def test_what_has_a_connection_says_what_to_hand_on(self, make: Callable[[], Any], words: str) -> None:
         with pytest.raises(TypeError, match=words):
             pickle.dumps(make())
+
+
+class TestWhatAFunctionReturnsOrTakes:
+    @pytest.fixture(autouse=True)
+    def at_once(self, app: App) -> Iterator[None]:
+        with testing.eager(app):
+            yield
+
+    def test_a_wrong_type_of_an_argument_is_named_when_the_function_fails_of_it(self, app: App) -> None:
+        @app.task(max_attempts=1)
+        def add(a: int, b: int = 1) -> int:
+            return a + b
+
+        task: Any = add
+        with pytest.raises(taskq.TaskFailed, match=r"TypeError: .*; argument a is a str, and add says int: enqueue it as int"):
+            task.enqueue_sync(a="1").result_sync()
+
+    def test_a_failure_with_the_right_types_has_no_such_hint(self, app: App) -> None:
+        @app.task(max_attempts=1)
+        def pick(items: list[int], at: int | None = None, rate: float = 1, *rest: str) -> int:
+            raise ValueError("nothing")
+
+        with pytest.raises(taskq.TaskFailed) as failed:
+            pick.enqueue_sync([1], None, 2).result_sync()
+        assert str(failed.value).endswith("ValueError: nothing")
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_wrapper_that_forgets_to_await_is_told_to(self, app: App) -> None:
+        async def fetch() -> int:
+            return 1
+
+        @app.task
+        @functools.wraps(fetch)
+        def wrapper() -> Any:
+            return fetch()
+
+        with pytest.raises(taskq.TaskFailed, match="a value of type coroutine; await it; a wrapper of an async function must be async def itself"):
+            wrapper.enqueue_sync().result_sync()
+
+    def test_a_generator_that_is_returned_is_told_to_be_a_list(self, app: App) -> None:
+        @app.task
+        def numbers() -> Any:
+            return (n for n in range(3))
+
+        with pytest.raises(taskq.TaskFailed, match=r"a value of type generator; send list\(value\)"):
+            numbers.enqueue_sync().result_sync()
+
+    def test_a_retry_that_is_returned_is_told_to_be_raised(self, app: App) -> None:
+        @app.task
+        def again() -> Any:
+            return taskq.Retry(after=1)
+
+        with pytest.raises(taskq.TaskFailed, match="raise it"):
+            again.enqueue_sync().result_sync()

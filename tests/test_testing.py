@@ -276,6 +276,16 @@ class TestEager:
             with pytest.raises(KeyConflict, match="'k'"):
                 once.options(key="k").enqueue_sync(2)
 
+    def test_the_caller_is_no_task_afterwards(self, app: App) -> None:
+        @app.task
+        def named() -> str:
+            return current_task().task_type
+
+        with testing.eager(app):
+            assert named.enqueue_sync().result_sync() == "named"
+            with pytest.raises(LookupError):
+                current_task()
+
     def test_the_app_is_as_before_afterwards(self, app: App) -> None:
         with testing.eager(app):
             assert app.url != "127.0.0.1:1"

@@ -34,7 +34,9 @@ from taskq import AsyncClient, TaskInfo
 REQUEST = '{"task_type":"send_email","payload":{"to":"user@example.com"}}'
 QUERY = "priority queue heap"
 HITS = 5
-WAIT_S = 80.0
+WAIT_S = 120.0
+# a busy machine may take its time; what does not move at all for so long is stuck, and is said on the way
+STALLED_S, SAY_S = 120, 10
 KILL_AT = 0.4
 RUN_AGAIN = ("crashed", "interrupted", "undelivered")
 
@@ -104,13 +106,22 @@ class Demo:
         created = await self.post(REQUEST)
         task_id = created["id"]
         say(f"answer: {json.dumps(created)}")
-        info = await asyncio.to_thread(get_json, self.http, f"/v1/tasks/{task_id}?wait=30")
+        info = await self.end_of(task_id)
         self.check(f"the task is completed: {info['result']!r}", info["state"] == "completed")
         self.check("the mail server has received one mail, to user@example.com", [to_of(mail) for mail in self.mailbox.mails] == ["user@example.com"])
         for mail in self.mailbox.mails:
             for line in mail.strip().splitlines():
                 say(f"  │ {line}")
         self.figure("mails delivered", str(len(self.mailbox.mails)))
+
+    async def end_of(self, task_id: str) -> Any:
+        """The task as HTTP shows it, when it has ended."""
+        for _ in range(STALLED_S // SAY_S):
+            info = await asyncio.to_thread(get_json, self.http, f"/v1/tasks/{task_id}?wait={SAY_S}")
+            if info["finished_ms"]:
+                return info
+            say(f"the task is {info['state']} {info.get('blocker') or ''}")
+        raise RuntimeError(f"task {task_id} has not ended within {STALLED_S} s; the logs of broker and worker are above")
 
     async def post(self, body: str) -> Any:
         """By curl where there is one, and say which."""
@@ -146,15 +157,17 @@ class Demo:
         self.examine(files, infos)
 
     async def follow(self, client: AsyncClient, task_ids: list[str]) -> list[TaskInfo]:
-        """Wait for all results, which the broker pushes; kill the worker on the way."""
-        waiting = {asyncio.ensure_future(client.wait(task_id, WAIT_S)) for task_id in task_ids}
+        """Wait for all results, which the broker pushes, however long it takes while there is progress; kill the worker on the way."""
+        ended: asyncio.Queue[asyncio.Future[TaskInfo]] = asyncio.Queue()
+        waiting = [asyncio.ensure_future(client.wait(task_id)) for task_id in task_ids]
+        for each in waiting:
+            each.add_done_callback(ended.put_nowait)
         infos: list[TaskInfo] = []
         killed_s = 0.0
         try:
             with progress("indexed", len(task_ids)) as show:
-                while waiting:
-                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    infos += [each.result() for each in done]
+                while len(infos) < len(task_ids):
+                    infos.append((await self.next_of(ended, client)).result())
                     show(len(infos))
                     if not killed_s and len(infos) >= KILL_AT * len(task_ids):
                         killed_s = time.monotonic()
@@ -162,10 +175,21 @@ class Demo:
         finally:
             for each in waiting:
                 each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
         self.figure(
             "  from the kill to the last result", f"{time.monotonic() - killed_s:.1f} s (a dead worker's tasks are given to others after 15 s)"
         )
         return infos
+
+    async def next_of(self, ended: asyncio.Queue[asyncio.Future[TaskInfo]], client: AsyncClient) -> asyncio.Future[TaskInfo]:
+        """The next task that has ended.  While none does, what is waited for is said; RuntimeError if nothing moves at all."""
+        for number in range(1, STALLED_S // SAY_S + 1):
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(ended.get(), SAY_S)
+            rows = [row for row in await client.queues() if row["queue"] == "index"]
+            left = ", ".join(f"{row['running']} running, {row['pending']} pending, {row['retrying']} to be retried" for row in rows)
+            say(f"no task has ended for {number * SAY_S} s; {left}, {len(await client.workers())} workers connected")
+        raise RuntimeError(f"no task has ended for {STALLED_S} s; the logs of broker and worker are above")
 
     async def kill_worker(self, client: AsyncClient) -> None:
         assert self.worker is not None

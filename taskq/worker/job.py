@@ -18,8 +18,11 @@ from taskq.core.messages import DISCARD, RETRY, Payload
 from taskq.foreign import is_one_of, shortened
 from taskq.worker.failure import ERROR_BYTES_MAX, delay_of, error_text, type_name
 from taskq.worker.logs import tell_failure
+from taskq.worker.misfit import misfit
 from taskq.worker.registry import TaskDefinition, Verdict
 
+# what a function raises that got arguments of another type than it says
+OF_ARGUMENTS = (TypeError, ValueError, AttributeError)
 # endings
 NONE, TIMED_OUT, CANCELLED, LOST, DRAINED = range(5)
 # msgpack's null
@@ -100,7 +103,9 @@ def close_unawaited(value: Any) -> None:
 def raised(job: Job, error: BaseException) -> Outcome:
     """The outcome of a call that raised.  Never raises, whatever the exception is like."""
     if not is_one_of(error, (Snooze,)):
-        return _failed(job, job.definition.disposition(error), error)
+        verdict = job.definition.disposition(error)
+        hint = misfit(job.definition, job.payload, job.encoding) if is_one_of(error, OF_ARGUMENTS) else ""
+        return _failed(job, verdict._replace(error=f"{verdict.error}; {hint}") if hint else verdict, error)
     delay_ms = delay_of(error, "delay_ms")
     if delay_ms is None:
         text = "the Snooze has no delay, so the attempt failed; an __init__ of its own must call super().__init__(delay)"
