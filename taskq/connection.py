@@ -208,6 +208,7 @@ class Channel:
         self._on_event = on_event
         self._rng = rng or random.Random()
         self._protocol: _Protocol | None = None
+        self.peers: set[Any] = set()  # the addresses that it was ever connected to
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0  # the timer does not always know it: uvloop has none for what is due at once
@@ -344,6 +345,8 @@ class Channel:
 
     def _connected(self, protocol: _Protocol) -> None:
         self._protocol = protocol
+        if protocol.transport is not None:
+            self.peers.add(protocol.transport.get_extra_info("peername"))
         self.link.opened(self._now_ms())
         self._flush()
 

@@ -1,4 +1,5 @@
-"""The processes below the keeper: the runner, and what tasks have started and left behind, which Linux hands to the keeper when its parent ends.
+"""The processes below a worker's own: the keeper's runner, and what tasks have started and left behind, which Linux hands to the keeper when its
+parent ends.
 
 Rules:
 - Every dead child is reaped, since nobody else does it where the keeper is process 1 of a container.
@@ -25,6 +26,8 @@ log = logging.getLogger("taskq.worker.keeper")
 # a process that the kernel does not let die holds up the next runner for so long
 SWEEP_S = 5.0
 LOOK_S = 0.01
+# in stat_of
+PARENT, SESSION = 1, 3
 
 
 def stat_of(pid: int) -> list[str]:
@@ -40,7 +43,7 @@ def children_of(parent_pid: int) -> set[int]:
     """The children of a process that are not reaped yet; none where there is no /proc."""
     with suppress(OSError):
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return {pid for pid in pids if stat_of(pid)[1:2] == [str(parent_pid)]}
+        return {pid for pid in pids if stat_of(pid)[PARENT : PARENT + 1] == [str(parent_pid)]}
     return set()
 
 
@@ -79,9 +82,37 @@ class Family:
                 log.error("what tasks have started cannot be killed: processes %s", ", ".join(map(str, sorted(left))))
                 return
             for pid in left:
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+                _signal(pid, signal.SIGKILL)
             await asyncio.sleep(LOOK_S)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process that is not reaped yet, and all that it has started: its session, and what is below it in another one.  They are stopped first,
+    so that none of them starts another one meanwhile."""
+    seen: set[int] = set()
+    while found := _tree(pid) - seen:
+        for each in found:
+            _signal(each, signal.SIGSTOP)
+        seen |= found
+    for each in {pid, *seen}:
+        _signal(each, signal.SIGKILL)
+    _kill_group(pid)
+
+
+def _tree(leader_pid: int) -> set[int]:
+    """The pids of a session and of all below; empty where there is no /proc."""
+    with suppress(OSError):
+        stats = {pid: stat for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if (stat := stat_of(pid))}
+        found = {pid for pid, stat in stats.items() if pid == leader_pid or stat[SESSION] == str(leader_pid)}
+        while below := {pid for pid, stat in stats.items() if int(stat[PARENT]) in found} - found:
+            found |= below
+        return found
+    return set()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(OSError):
+        os.kill(pid, number)
 
 
 def _kill_group(leader_pid: int) -> None:

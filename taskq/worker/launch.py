@@ -22,8 +22,10 @@ from typing import NoReturn
 import attrs
 
 from taskq.trust import CA_VARIABLE
+from taskq.worker.copies import Copies
 from taskq.worker.line import Line, line
 from taskq.worker.loading import AppLike, NoApp, explain, load_app
+from taskq.worker.origin import Origin
 from taskq.worker.page import Page
 from taskq.worker.parent import die_with_parent, leave_to_parent
 from taskq.worker.runner import Runner
@@ -42,12 +44,19 @@ class RunnerStart:
     keeper_pid: int
 
 
-async def _work(config: WorkerConfig, app: AppLike, page: Page, pipe: socket.socket) -> int:
-    runner = Runner(config, app, page, lambda fields: pipe.sendall(line(fields)))
+async def _work(config: WorkerConfig, app: AppLike, page: Page, pipe: socket.socket, copies: Copies, origin: Origin) -> int:
+    runner = Runner(config, app, page, lambda fields: pipe.sendall(line(fields)), copies, origin)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, runner.stop, DRAIN)
     # the loop reads a duplicate, so that it never writes what is sent here; a runner whose keeper is gone ends at once
-    await loop.create_unix_connection(lambda: Line(lambda fields: runner.stop(fields["stop"]), lambda: os._exit(1)), sock=pipe.dup())
+    ears = pipe.dup()
+
+    def become_a_copy() -> None:
+        page.part()
+        loop.call_soon(copies.leave)  # what has forked in a callback of the loop comes back to it
+
+    copies.keep_from(lambda: [pipe.fileno(), ears.fileno(), page.fd, *runner.files()], become_a_copy)
+    await loop.create_unix_connection(lambda: Line(lambda fields: runner.stop(fields["stop"]), lambda: os._exit(1)), sock=ears)
     return await runner.run()
 
 
@@ -90,13 +99,16 @@ def main() -> NoReturn:
     os.environ.setdefault("TASKQ_URL", config.connect)  # what tasks enqueue goes to the broker that they came from
     if config.tls_ca:
         os.environ.setdefault(CA_VARIABLE, config.tls_ca)
+    origin, copies, page = Origin.here(), Copies(), Page(start.page_fd)
+    copies.keep_from(lambda: [pipe.fileno(), page.fd], page.part)
+    copies.guard()
     config.logging.start()
     app = _load(config, pipe)
     config.logging.settle()
     _tune_memory()
     with asyncio.Runner(loop_factory=loop_factory()) as loop:
         try:
-            code = loop.get_loop().run_until_complete(_work(config, app, Page(start.page_fd), pipe))
+            code = loop.get_loop().run_until_complete(_work(config, app, page, pipe, copies, origin))
         except BaseException as error:
             _break_off(error, pipe)
         if code == 0:

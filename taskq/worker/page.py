@@ -41,6 +41,12 @@ class Page:
         for cell in (RECEIVED, STEP, THREADS):
             self.cells[cell] = 0
 
+    def part(self) -> None:
+        """Let go of the shared page (`fd` stays), and write on one that nobody reads."""
+        self.cells.release()
+        self._map.close()
+        self.cells = memoryview(bytearray(PAGE_BYTES)).cast("Q")
+
     def close(self) -> None:
         self.cells.release()
         self._map.close()

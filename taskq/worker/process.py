@@ -1,8 +1,12 @@
 """Child processes for CPU-bound functions: one child, one task, one pipe, so that a crash charges only the task that caused it.
 
-Children are started anew (never forked from a process with threads and a loop), when they are needed, import the app themselves, and are used
-again.  A timeout or a cancel kills the child.  A child that dies under a task fails that attempt: error type WorkerCrash, with signal or exit
-code; it counts as an attempt and follows the task's retry policy.
+Rules:
+- Children are started anew (never forked from a process with threads and a loop), when they are needed, with what the worker itself was given at its
+  start (`origin.py`); they import the app themselves, and are used again.
+- A timeout or a cancel kills the child and all that its task has started; so does its end with what it has left.
+- A child that dies under a task fails that attempt: error type WorkerCrash, with signal or exit code; it counts as an attempt and follows the task's
+  retry policy.  So does a child whose answer is about another task: nothing that it says is believed.
+- Where there can be no further process now, there are fewer; a task that gets none at all is given back.
 """
 
 from __future__ import annotations
@@ -15,20 +19,29 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, nullcontext
+from time import monotonic
+from typing import Any, cast
 
 import attrs
 import msgpack
 
 from taskq.core.messages import RETRY
-from taskq.worker.child import BROKEN, LENGTH, READY, ChildStart, pack_job, unpack_outcome
-from taskq.worker.job import NONE, Job, Outcome
+from taskq.worker.child import BROKEN, LENGTH, READY, ChildStart, is_about, pack_job, unpack_outcome
+from taskq.worker.family import kill_tree
+from taskq.worker.job import NONE, Handback, Job, Outcome
 from taskq.worker.logs import BY_DEFAULT, Logging
+from taskq.worker.origin import Origin
 from taskq.worker.parent import cause_of_death
 from taskq.worker.registry import Verdict
 
 log = logging.getLogger("taskq.worker")
+
+OWN_END_S = 1.0
+LOOK_S = 0.005
+# after a process could not be started
+AGAIN_S = 5.0
 
 
 class Child(asyncio.Protocol):
@@ -43,25 +56,32 @@ class Child(asyncio.Protocol):
         self.job: Job | None = None
         self.broken = ""
 
-    async def spawn(self, app: str, queues: list[str], logging: Logging) -> None:
+    async def spawn(self, origin: Origin | None, app: str, queues: list[str], logging: Logging) -> None:
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
-            self.broken = f"the process could not be started: {error}"
-            self._pool.child_gone(self)
+            self._pool.child_refused(self, error)
             return
         with theirs:
-            start = ChildStart(app, theirs.fileno(), os.getpid(), queues, logging)
-            command = [sys.executable, "-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
             try:
-                self._popen = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+                with nullcontext(origin) if origin is not None else closing(Origin.here()) as given:
+                    start = ChildStart(app, theirs.fileno(), os.getpid(), queues, given.blocked, given.ignored, logging)
+                    command = [sys.executable, "-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
+                    self._popen = given.start(command, [theirs.fileno()])
             except OSError as error:
-                self.broken = f"the process could not be started: {error}"
+                ours.close()
+                self._pool.child_refused(self, error)
+                return
         if self.job is not None and self.job.ending != NONE:
             self.kill()
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
         if self._pool.closing:
             self.close()
+
+    @property
+    def fd(self) -> int | None:
+        """The number of the pipe."""
+        return None if self._transport is None else self._transport.get_extra_info("socket").fileno()
 
     def send(self, job: Job) -> None:
         """Hand over the job that was given to this child; its time begins now."""
@@ -70,8 +90,9 @@ class Child(asyncio.Protocol):
         self._transport.write(pack_job(job))
 
     def kill(self) -> None:
-        if self._popen is not None:
-            self._popen.kill()
+        """With all that its task has started.  Once it is reaped its number may be another's."""
+        if self._popen is not None and self._popen.returncode is None:
+            kill_tree(self._popen.pid)
 
     def close(self) -> None:
         """An idle child ends when its pipe is closed."""
@@ -92,42 +113,40 @@ class Child(asyncio.Protocol):
             del buffer[:end]
             self._received(fields)
 
-    def _received(self, fields: list[object]) -> None:
+    def _received(self, fields: list[Any]) -> None:
         if fields[0] == BROKEN:
             self.broken = str(fields[1])
-        elif fields[0] == READY:
+        elif fields[0] == READY and not self.ready:
             self.ready = True
             self._pool.child_ready(self)
-        else:
+        elif is_about(fields, self.job):
             self._pool.child_done(self, unpack_outcome(fields))
+        else:
+            log.error("a process of the pool answered for a task that it did not have; it is killed")
+            self.kill()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._pool.child_gone(self)
 
     async def cause(self) -> str:
-        """Wait for the end of the process, whose pipe is closed, and tell the cause."""
-        if self._popen is None:
+        """Wait for the end of the process, whose pipe is closed, and tell the cause.  One that closed its pipe but lives on cannot be used: it gets a
+        second to end by itself."""
+        popen = self._popen
+        if popen is None:
             return "never started"
-        if self.ready and self.job is not None and self.job.ending == NONE:
-            await asyncio.get_running_loop().run_in_executor(None, _reap, self._popen)
-        else:
-            self._popen.kill()
-            await asyncio.get_running_loop().run_in_executor(None, self._popen.wait)
-        return cause_of_death(self._popen.returncode)
-
-
-def _reap(popen: subprocess.Popen[bytes]) -> None:
-    """A process that closed its pipe but lives on cannot be used: it gets a second to end by itself."""
-    try:
-        popen.wait(1.0)
-    except subprocess.TimeoutExpired:
-        popen.kill()
-        popen.wait()
+        own_end = self.ready and self.job is not None and self.job.ending == NONE
+        end_s = monotonic() + (OWN_END_S if own_end else 0.0)
+        while os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if monotonic() >= end_s:
+                self.kill()
+            await asyncio.sleep(LOOK_S)
+        self.kill()
+        return cause_of_death(popen.wait())
 
 
 class ProcessPool:
     """At most `size` children.  `begin` is called when a job really starts, `finished` when it is over, `failed` with a bug in here.  `queues`: those
-    of the worker."""
+    of the worker; `origin`: with what children begin, None for what this process has when they do."""
 
     def __init__(
         self,
@@ -138,8 +157,10 @@ class ProcessPool:
         failed: Callable[[BaseException], None],
         queues: Sequence[str] = (),
         logging: Logging = BY_DEFAULT,
+        origin: Origin | None = None,
     ) -> None:
         self._app = app
+        self._origin = origin
         self._queues = list(queues)
         self._logging = logging
         self._size = size
@@ -150,6 +171,7 @@ class ProcessPool:
         self._idle: list[Child] = []
         self._backlog: deque[Job] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._short = self._told = False
         self.closing = False
 
     def start(self, job: Job) -> None:
@@ -174,7 +196,33 @@ class ProcessPool:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
         while self._children:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(LOOK_S)
+
+    def files(self) -> Iterable[int]:
+        """The numbers of the pipes to the children."""
+        return [child.fd for child in self._children if child.fd is not None]
+
+    def child_refused(self, child: Child, error: OSError) -> None:
+        """There can be no further process now.  Who has one goes on; who has none gives the task back."""
+        self._children.discard(child)
+        job, child.job = child.job, None
+        others = len(self._children)
+        if not self._told:
+            self._told = True
+            log.warning("no further process can be started: %s; %d of %d are there, more are tried every %g s", error, others, self._size, AGAIN_S)
+        if not self._short:
+            self._short = True
+            asyncio.get_running_loop().call_later(AGAIN_S, self._try_again)
+        if job is None:
+            return
+        if others and job.ending == NONE:
+            self._backlog.appendleft(job)
+        else:
+            self._finished(job, Handback(round(AGAIN_S * 1000)))
+
+    def _try_again(self) -> None:
+        self._short = False
+        self._next()
 
     def child_ready(self, child: Child) -> None:
         if child.job is not None:
@@ -200,11 +248,11 @@ class ProcessPool:
                 child = self._idle.pop()
                 child.job = self._backlog.popleft()
                 child.send(child.job)
-            elif len(self._children) < self._size:
+            elif len(self._children) < self._size and not (self._short and self._children):
                 child = Child(self)
                 child.job = self._backlog.popleft()
                 self._children.add(child)
-                self._do(child.spawn(self._app, self._queues, self._logging))
+                self._do(child.spawn(self._origin, self._app, self._queues, self._logging))
             else:
                 return
 

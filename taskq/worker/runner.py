@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -28,10 +28,12 @@ from taskq.errors import AuthFailed, AuthRequired, BrokerUnavailable, TaskqError
 from taskq.protocol.link import CLOSED, GREETING, PROVING, REPORTS, Answered, Closed, Event, Link, Pushed, Ready, Refused, Stale
 from taskq.worker.blocked import LoopWatch
 from taskq.worker.context import Serving
+from taskq.worker.copies import Copies, sockets_to
 from taskq.worker.growth import Growth, resident_meter
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
 from taskq.worker.logs import tell_failure
+from taskq.worker.origin import Origin
 from taskq.worker.page import Page
 from taskq.worker.refused import Refusals, is_last, named
 from taskq.worker.registry import TaskDefinition, Verdict
@@ -53,9 +55,12 @@ Notify = Callable[[dict[str, Any]], None]
 
 
 class Runner:
-    """One worker session.  `notify` tells the keeper; the page is shared with it."""
+    """One worker session.  `notify` tells the keeper; the page is shared with it.  `copies` guards the process, `origin` is what it began with, if
+    it is the worker's own."""
 
-    def __init__(self, config: WorkerConfig, app: AppLike, page: Page, notify: Notify) -> None:
+    def __init__(
+        self, config: WorkerConfig, app: AppLike, page: Page, notify: Notify, copies: Copies | None = None, origin: Origin | None = None
+    ) -> None:
         self._config = config
         self._page = page
         self._notify = notify
@@ -77,7 +82,9 @@ class Runner:
         self._code = 0
         self._changed = asyncio.Event()
         serving = Serving(self._queues, self._tasks)
-        self._bench = Workbench(config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon, serving, config.logging)
+        self._bench = Workbench(
+            config.app or "", self._concurrency, page, self._report, self._failed, self._flush_soon, serving, config.logging, copies, origin
+        )
         greeting = hello("worker", config.name)
         self._channel = Channel(Address.parse(config.connect), greeting, self._on_event, token=config.token, ca=config.tls_ca, room=self._room)
         self._away_reason = self._link.reason  # that nothing was tried yet is no news
@@ -98,6 +105,10 @@ class Runner:
             m.Beat: self._beat,
             m.Goaway: self._goaway,
         }
+
+    def files(self) -> Iterable[int]:
+        """The numbers of the files by which this process speaks for the worker, and those of its tasks' connections to the broker."""
+        return [*self._bench.files(), *sockets_to(self._channel.peers)]
 
     # ---- life
 

@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from time import monotonic
 
 from taskq.worker.context import CURRENT, NOTHING, SERVING, Serving
+from taskq.worker.copies import Copies
 from taskq.worker.job import Job, Outcome, raised, succeeded
 
 RECRUIT_S = 1.0
@@ -33,11 +34,17 @@ class ThreadPool:
     many of these go on."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, finished: Finished, serving: Serving = NOTHING, limited: Callable[[int], None] = lambda threads: None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        finished: Finished,
+        serving: Serving = NOTHING,
+        limited: Callable[[int], None] = lambda threads: None,
+        copies: Copies | None = None,
     ) -> None:
         self._loop = loop
         self._finished = finished
         self._limited = limited
+        self._copies = copies or Copies()
         self._context = copy_context()
         self._context.run(SERVING.set, serving)
         self._jobs: deque[Job] = deque()
@@ -122,7 +129,7 @@ class ThreadPool:
                 return False
         began_s = monotonic()
         try:
-            outcome = self._context.copy().run(call, job)
+            outcome = self._context.copy().run(call, job, self._copies)
         except BaseException as error:  # raised into this thread from another one
             outcome = raised(job, error)
         work_s = monotonic() - began_s
@@ -152,13 +159,17 @@ class ThreadPool:
             self._finished(*self._ended.popleft())
 
 
-def call(job: Job) -> Outcome:
-    """Run a sync function, in the caller's thread and context."""
+def call(job: Job, copies: Copies | None = None) -> Outcome:
+    """Run a sync function, in the caller's thread and context.  A copy of the process that it makes does not come back."""
     CURRENT.set(job)
     definition = job.definition
     try:
         args, kwargs = definition.arguments(job.payload, job.encoding)
         value = definition.function(*args, **kwargs)
     except BaseException as error:
+        if copies is not None and copies.copied:
+            copies.leave()
         return raised(job, error)
+    if copies is not None and copies.copied:
+        copies.leave()
     return succeeded(job, value)

@@ -24,8 +24,10 @@ from typing import Any
 import attrs
 
 from taskq.worker.context import CURRENT, NOTHING, SERVING, Serving
+from taskq.worker.copies import Copies
 from taskq.worker.job import DRAINED, HANDBACK, LOST, NULL, TIMED_OUT, Job, Outcome, raised, settle, succeeded, timed_out
 from taskq.worker.logs import BY_DEFAULT, Logging
+from taskq.worker.origin import Origin
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.process import ProcessPool
 from taskq.worker.settings import GRACE_S, PREFETCH_MAX, PREFETCH_S
@@ -56,6 +58,8 @@ class Workbench:
         freed: Callable[[], None] = lambda: None,
         serving: Serving = NOTHING,
         logging: Logging = BY_DEFAULT,
+        copies: Copies | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._concurrency = concurrency
@@ -72,9 +76,10 @@ class Workbench:
         self._timers: dict[Job, asyncio.TimerHandle] = {}
         self._thread_limits_ns: dict[Job, int] = {}
         self._serving = attrs.evolve(serving, runs=self._jobs)
-        self._threads = ThreadPool(self._loop, self._thread_over, self._serving, self._limit)
+        self._copies = copies or Copies()
+        self._threads = ThreadPool(self._loop, self._thread_over, self._serving, self._limit, self._copies)
         children = min(concurrency, os.cpu_count() or 1)
-        self._processes = ProcessPool(app, children, self._begin_timed, self._over, failed, serving.queues, logging)
+        self._processes = ProcessPool(app, children, self._begin_timed, self._over, failed, serving.queues, logging, origin)
         self._start: dict[str, Callable[[Job], None]] = {"thread": self._start_thread, "process": self._start_process}
 
     # ---- the outside
@@ -137,6 +142,10 @@ class Workbench:
                 log.warning("%s: given back while its thread goes on until the process ends", job.label)
                 self._thread_over(job, HANDBACK)
 
+    def files(self) -> Iterable[int]:
+        """The numbers of the pipes to the children."""
+        return self._processes.files()
+
     async def close(self) -> None:
         self._threads.close()
         await self._processes.close()
@@ -155,6 +164,8 @@ class Workbench:
 
     async def _carry(self) -> None:
         """Start one job after the other.  The first async one that has to wait keeps this Task, and the next carrier goes on."""
+        if self._copies.copied:
+            self._copies.leave()
         task: Any = asyncio.current_task()
         references = getrefcount(task)
         SERVING.set(self._serving)
@@ -192,7 +203,7 @@ class Workbench:
         coroutine: Any = None
         try:
             if not definition.is_async:
-                outcome = context.run(call, job)
+                outcome = context.run(call, job, self._copies)
             else:
                 args, kwargs = definition.arguments(job.payload, job.encoding)
                 coroutine = definition.function(*args, **kwargs)
@@ -201,9 +212,11 @@ class Workbench:
         except StopIteration as stop:
             outcome = NULL if stop.value is None else succeeded(job, stop.value)
         except BaseException as error:
+            if self._copies.copied:
+                self._copies.leave()
             outcome = raised(job, error)
         finally:
-            if job.timeout_ms:
+            if job.timeout_ms or self._copies.copied:
                 self._leave_step()
         self._finish(job, outcome, monotonic() - started_s)
         return None
@@ -223,10 +236,14 @@ class Workbench:
             self._over(job, outcome)
 
     def _enter_step(self, job: Job) -> None:
+        if self._copies.copied:
+            self._copies.leave()
         if job.deadline_s:
             self._page.cells[STEP] = int((job.deadline_s + GRACE_S) * 1e9)
 
     def _leave_step(self) -> None:
+        if self._copies.copied:
+            self._copies.leave()
         self._page.cells[STEP] = 0
 
     def _start_thread(self, job: Job) -> None:
