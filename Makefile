@@ -36,7 +36,7 @@ ONLY ?= connections,storm,slow-consumers,slowloris,flood
 # node runs the worker that is written in JavaScript
 PROGRAMS := curl wrk ip openssl strace node npm
 
-.PHONY: demo test lint bench bench-micro bench-flat bench-curves bench-peers sim fuzz kills power-loss disk-errors corruption full-disk leases chaos load audit programs clean
+.PHONY: demo test lint bench bench-micro bench-flat bench-curves bench-peers sim fuzz kills power-loss disk-errors corruption full-disk attack leases chaos load audit programs clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo/run.py
@@ -70,6 +70,9 @@ sim: $(VENV)/ready
 fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	$(BIN)/python tests/campaigns/fuzz.py --inputs $(INPUTS)
+
+attack: $(VENV)/ready
+	$(BIN)/python tests/campaigns/attacks.py --seconds 10
 
 full-disk: $(VENV)/ready
 	$(BIN)/python tests/campaigns/full_disk.py --cycles $(CYCLES)

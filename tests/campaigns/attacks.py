@@ -310,7 +310,9 @@ def run(name: str, seconds: float) -> Outcome:
         began_s = time.monotonic()
         with broker(Path(folder) / "data", settings, memory_bytes) as (address, _):
             restart_s = time.monotonic() - began_s
-            Peer(address).ask(enqueue(1, "again"))
+            peer = Peer(address)
+            peer.ask(enqueue(1, "again"))
+            peer.socket.close()
     return Outcome(sorted(waits), refused, peak[0] // MIB, alive, restart_s)
 
 
