@@ -246,6 +246,13 @@ class DataFolderUnsafe(StartError):
     exit_code = 73
 
 
+class DataFolderGone(StartError):
+    """The data folder was deleted or moved while the broker ran; put it back, or start another broker with --data."""
+
+    code = "DATA_FOLDER_GONE"
+    exit_code = 74
+
+
 class JournalCorrupt(StartError):
     """The journal is damaged in a place that had been synced; the files were left untouched."""
 

@@ -348,6 +348,8 @@ class Node:
                 self._forget_sessions(self.clock.steady_ms())
         except Exception as crash:
             self._crashed(crash)
+            if isinstance(crash, StartError):
+                return  # no bug, and said
             raise
         self._timer = self._loop.call_later(PULSE_S, self._pulse)
 

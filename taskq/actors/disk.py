@@ -22,6 +22,7 @@ from pathlib import Path
 
 from taskq.config import AUTO, MIB, show_bytes
 from taskq.core.admission import NO_LIMIT, Admission, disk_low
+from taskq.errors import DataFolderGone
 
 FLOOR_BYTES, FLOOR_PART = 512 * MIB, 0.1
 BALLAST_BYTES, BALLAST_PART = 64 * MIB, 0.02
@@ -141,7 +142,11 @@ class DiskGuard:
 
 
 def free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
+    try:
+        found = os.statvfs(folder)
+    except FileNotFoundError:
+        text = f"the data folder {folder.absolute()} is gone: it was deleted or moved while the broker ran; put it back, or start with another --data"
+        raise DataFolderGone(text) from None
     return found.f_bavail * found.f_frsize
 
 

@@ -156,7 +156,8 @@ def end_on_crash(failed: asyncio.Future[None]) -> None:
         return
     import logging
 
-    logging.getLogger("taskq.broker").critical("the broker crashed and ends: %s: %s", type(crash).__name__, crash, exc_info=crash)
+    trace = None if isinstance(crash, StartError) else crash  # what is no bug needs none
+    logging.getLogger("taskq.broker").critical("the broker crashed and ends: %s: %s", type(crash).__name__, crash, exc_info=trace)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(crash.exit_code if isinstance(crash, StartError) else EXIT_CRASH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +199,12 @@ def test_a_broker_in_the_way_names_the_flags(run: Run, broker: dict[str, str]) -
     done = run("broker", "--listen", broker["tcp"], "--http", ON_FREE_PORTS[3], "--data", "elsewhere")
     assert done.returncode != 0
     assert "--listen" in done.stderr
+
+
+def test_a_data_folder_that_is_deleted_under_its_broker_is_said_without_a_trace(start: Start, tmp_path: Path) -> None:
+    program = start("broker", *ON_FREE_PORTS, "--data", "data")
+    program.wait_for("listening")
+    shutil.rmtree(tmp_path / "data")
+    assert program.end() == 74
+    assert f"the data folder {tmp_path / 'data'} is gone" in program.errors and "start with another --data" in program.errors
+    assert "Traceback" not in program.errors
