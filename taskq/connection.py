@@ -262,6 +262,8 @@ class Channel:
             return f"{self.address}: no connection within {CONNECT_S:g} s"
         except ssl.SSLError as error:
             return self._untrusted(error)
+        except RuntimeError as error:  # no thread can be started to look the name up
+            return f"{self.address}: {error}"
         except OSError as error:
             return f"{self.address}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}"
         reason = await self._protocol.closed
