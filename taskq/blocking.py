@@ -336,7 +336,10 @@ class Client:
 
     def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
         check_name(task_type, "task_type")
-        return self.submit(task_type, encode_payload(payload, task_type), of_call(task_type, options))
+        refuse_on_loop("AsyncClient.enqueue(…)")
+        item, types = encode_payload(payload, task_type), self._open().client.declared
+        declared = types.known(task_type) if types.is_fresh else self.run(lambda client: client.declared.options(task_type))
+        return self.submit(task_type, item, of_call(task_type, options, declared))
 
     def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         return self.run(lambda client: client.enqueue_many(task_type, payloads, **options))
@@ -355,6 +358,9 @@ class Client:
 
     def queues(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
         return self.run(lambda client: client.queues(timeout))
+
+    def task_types(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
+        return self.run(lambda client: client.task_types(timeout))
 
     def workers(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
         return self.run(lambda client: client.workers(timeout))

@@ -30,6 +30,7 @@ from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
 from taskq.connection import Address, Channel, Untrusted, address_from_environment, hello, token_or_environment
 from taskq.core import messages as m
+from taskq.declared import Declared
 from taskq.durations import Duration, seconds
 from taskq.errors import BrokerUnavailable, NotFound, PayloadTooLarge, TaskqError, from_wire
 from taskq.handle import EnqueueError, TaskHandle, TaskInfo
@@ -99,6 +100,7 @@ class AsyncClient:
         self._batches: dict[tuple[str, float, bool], Batch] = {}
         self._flushing = False
         self._waits: Waits | None = None
+        self.declared = Declared(self.task_types)
         self._slot_of = lru_cache(maxsize=1_024)(ids.slot_of_queue)
 
     def __reduce__(self) -> NoReturn:
@@ -127,13 +129,15 @@ class AsyncClient:
     async def enqueue(self, task_type: str, payload: Any = NO_ARGUMENTS, **options: Unpack[EnqueueOptions]) -> TaskHandle[Any]:
         """Enqueue one task; returns when it is as durable as its queue asks.  Raises the typed refusal, TypeError, ValueError, BrokerUnavailable."""
         check_name(task_type, "task_type")
-        return await self.submit(task_type, encode_payload(payload, task_type), of_call(task_type, options))
+        item = encode_payload(payload, task_type)
+        return await self.submit(task_type, item, of_call(task_type, options, await self.declared.options(task_type)))
 
     async def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         """Enqueue one task for each payload, in order.  Bad arguments are refused before anything is sent.  If the broker refuses some of the
         tasks the others stay enqueued, and EnqueueError tells which; if it cannot be reached for any of them, BrokerUnavailable."""
         check_name(task_type, "task_type")
-        return await self.submit_many(task_type, [encode_payload(payload, task_type) for payload in payloads], of_call(task_type, options))
+        items = [encode_payload(payload, task_type) for payload in payloads]
+        return await self.submit_many(task_type, items, of_call(task_type, options, await self.declared.options(task_type)))
 
     async def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
         """`enqueue` for an encoded payload and checked options."""
@@ -268,6 +272,10 @@ class AsyncClient:
 
     async def queues(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
         return await self._inspect("queues", timeout)
+
+    async def task_types(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
+        """The task types that workers have declared, with their options."""
+        return await self._inspect("types", timeout)
 
     async def workers(self, timeout: Duration | None = None) -> list[dict[str, Any]]:
         return await self._inspect("workers", timeout)

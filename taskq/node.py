@@ -58,6 +58,8 @@ from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import EPOCH_SHIFT, Recovered, load, recover
 from taskq.storage.sqlite import SqliteStore
 from taskq.storage.tokens import TokenFile
+from taskq.storage.types import read as read_types
+from taskq.storage.types import write as write_types
 from taskq.version import VERSION
 
 SECRET_BYTES = 32
@@ -174,6 +176,7 @@ class Node:
             leases_max=max(config.leases_max, LEASES_MAX),  # a worker may come back with more than a lowered limit allows
         )
         self._admission, self._consumers = shared.admission, shared.consumers
+        types = read_types(self._folder)
         held = [shard.held for shard in shards]
         gate = self._make_gate(secret_key) if config.auth else None
         return House(
@@ -187,6 +190,8 @@ class Node:
             gate=gate,
             ids=shared.ids,
             waiting=partial(waiting_for, shards),
+            types=types,
+            keep_types=partial(write_types, self._folder, types),
         )
 
     def _make_gate(self, secret_key: bytes) -> Gate:
@@ -302,7 +307,7 @@ class Node:
         )
         host, port = host_port(config.http)
         own = self._local.submit, self._status, limits, SystemClock()
-        listener = await start_http(host, port, *own, gate=self._house.gate, tls=self._tls, doors=self._doors)
+        listener = await start_http(host, port, *own, gate=self._house.gate, tls=self._tls, doors=self._doors, types=self._house.types)
         self.http = self._shown("https", listener.address)
         try:
             yield listener

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import attrs
@@ -58,11 +58,18 @@ class Options:
         return attrs.evolve(self, **checked)
 
 
-def of_call(task_type: str, changes: EnqueueOptions) -> Options:
-    """The options of an enqueue by name.  One that does not exist is most likely an argument of the task."""
+def of_call(task_type: str, changes: EnqueueOptions, declared: Options | None = None) -> Options:
+    """The options of an enqueue by name: what is not said is as the task type was declared.  One that does not exist is most likely an argument of
+    the task."""
     for name in changes.keys() - CHECKS.keys():
         raise TypeError(f"{unknown_option(name, CHECKS)}; arguments of the task go into a dict: enqueue({echo(task_type)}, {{{echo(name)}: …}})")
-    return DEFAULTS.but(changes)
+    return (declared or DEFAULTS).but(changes)
+
+
+def of_row(row: Mapping[str, Any]) -> Options:
+    """A row of INSPECT `types`."""
+    retry = row["retry"]
+    return Options(row["queue"], row["priority"], row["max_attempts"], row["timeout_ms"], None if retry is None else tuple(retry))
 
 
 def check_attempts(value: Any) -> int:

@@ -22,7 +22,8 @@ def created(frame: Frame) -> list[Any]:
 
 
 class Scripted:
-    """It greets, and answers each other request but heartbeats by the next entry of its script, and then as if all were well.  An entry gives the
+    """It greets, and answers each other request but heartbeats and questions about task types by the next entry of its script, and then as if all
+    were well.  An entry gives the
     answers to a frame: messages, or frames of their own; None in them closes the connection."""
 
     def __init__(self, *script: Reply, heartbeat_ms: int = 5_000) -> None:
@@ -43,6 +44,8 @@ class Scripted:
                 return [m.Beat(b"", b"")]
             case m.Bye():
                 return [m.Ok()]
+            case m.Inspect("types"):
+                return [m.Inspected([])]
         self.frames.append(frame)
         return (self.script.pop(0) if self.script else created)(frame)
 

@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("actors", "connection", "handle"),
     ("node", "worker"),
     ("options",),
-    ("batch", "waits"),
+    ("batch", "waits", "declared"),
     ("client",),
     ("blocking",),
     ("clients",),
@@ -36,7 +36,22 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 # the broker and its clients share the core and the wire, and know nothing else of each other
 BROKER = {"storage", "gateway", "actors", "node"}
-CLIENTS = {"serial", "trust", "control", "handle", "connection", "worker", "options", "batch", "waits", "client", "blocking", "loops", "app"}
+CLIENTS = {
+    "serial",
+    "trust",
+    "control",
+    "handle",
+    "connection",
+    "worker",
+    "options",
+    "batch",
+    "waits",
+    "declared",
+    "client",
+    "blocking",
+    "loops",
+    "app",
+}
 
 # values in, values out: time, randomness and whatever can wait are handed in
 PURE = ("core", "protocol", "gateway")

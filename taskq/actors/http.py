@@ -24,7 +24,7 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -38,6 +38,7 @@ from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.access import NOBODY, Grant
 from taskq.core.gate import FAILURES_MAX, Gate
+from taskq.core.types import TaskType
 from taskq.errors import Answer, AuthFailed, BadRequest, InternalError, Overloaded, TaskqError
 from taskq.gateway.answers import RequestTimeout, TlsRequired, error_response
 from taskq.gateway.bearer import is_loopback, token_of
@@ -482,12 +483,13 @@ async def start_http(
     gate: Gate | None = None,
     tls: ssl.SSLContext | None = None,
     doors: Doors | None = None,
+    types: Mapping[str, TaskType] | None = None,
 ) -> HttpListener:
     """Serve HTTP on this address until the listener is closed.  `submit(message, reply)` calls `reply` exactly once, on the loop, when the
     answer is durable.  Port 0 takes a free one, see `address`.  `gate`: who checks access tokens.  `doors`: what this door shares with the other;
-    None: it is the only one.  OSError if the address cannot be bound."""
+    None: it is the only one.  `types`: the task types that workers have declared.  OSError if the address cannot be bound."""
     own = attrs.evolve(limits, hosts=limits.hosts | {host.lower()})
     shared = doors or Doors(files_for_connections(), HELD_BYTES_MAX)
-    listener = HttpListener(Gateway(own, status, document()), submit, clock, shared, gate)
+    listener = HttpListener(Gateway(own, status, document(), {} if types is None else types), submit, clock, shared, gate)
     await listener.listen(host, port, tls)
     return listener

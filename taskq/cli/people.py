@@ -300,13 +300,20 @@ def workers(url: str | None, as_json: bool) -> None:
     _inspect("workers", url, as_json)
 
 
+@main.command()
+@talks
+def types(url: str | None, as_json: bool) -> None:
+    """List the task types that workers have declared, and the options of their functions."""
+    _inspect("task_types", url, as_json)
+
+
 def _inspect(what: str, url: str | None, as_json: bool) -> None:
     from taskq.cli import tables
 
     with connected(url) as client:
         rows = getattr(client, what)()
-    columns = {"queues": tables.QUEUES, "workers": tables.WORKERS}[what]
-    _print(rows, as_json, lambda: tables.print_table(columns, rows) if rows else print(f"no {what}"))
+    columns = {"queues": tables.QUEUES, "workers": tables.WORKERS, "task_types": tables.TASK_TYPES}[what]
+    _print(rows, as_json, lambda: tables.print_table(columns, rows) if rows else print(f"no {what.replace('_', ' ')}"))
 
 
 @main.command()

@@ -43,6 +43,16 @@ WORKERS = (
     Column("queues", "queues"),
     Column("task types", "task_types"),
 )
+TASK_TYPES = (
+    Column("name", "name"),
+    Column("queue", "queue"),
+    Column("priority", "priority", number=True),
+    Column("attempts", "max_attempts", number=True),
+    Column("timeout ms", "timeout_ms", number=True),
+    Column("retry", "retry"),
+    Column("declared by", "worker"),
+    Column("declared", "declared_ms"),
+)
 TOKENS = (Column("name", "name"), Column("scopes", "scopes"), Column("created", "created_ms"))
 ATTEMPTS = (
     Column("attempt", "number", number=True),

@@ -58,6 +58,9 @@ class Grant:
     def allows(self, scope: str, queue: str) -> bool:
         return any(held in (scope, ADMIN) and matches(glob, queue) for held, glob in self.scopes)
 
+    def allows_in_any_way(self, queue: str) -> bool:
+        return any(matches(glob, queue) for _, glob in self.scopes)
+
     def allows_somewhere(self, scope: str) -> bool:
         return any(held in (scope, ADMIN) for held, _ in self.scopes)
 
@@ -93,7 +96,7 @@ def _in_its_queue(grant: Grant, scope: str, message: m.Enqueue) -> str | None:
     return None if grant.allows(scope, message.queue) else _queue(message.queue)
 
 
-def _in_all_its_queues(grant: Grant, scope: str, message: m.Consume) -> str | None:
+def _in_all_its_queues(grant: Grant, scope: str, message: m.Consume | m.Declare) -> str | None:
     if not message.queues:
         return _somewhere(grant, scope, message)
     return next((_queue(queue) for queue in message.queues if not grant.allows(scope, queue)), None)
@@ -127,6 +130,7 @@ NEEDS: dict[type, tuple[str, Where] | None] = {
     m.Enqueue: (PRODUCE, _in_its_queue),
     m.Cancel: (PRODUCE, _in_one_slot),
     m.Consume: (CONSUME, _in_all_its_queues),
+    m.Declare: (CONSUME, _in_all_its_queues),
     m.Resume: (CONSUME, _somewhere),
     m.Credit: (CONSUME, _somewhere),
     m.Ack: (CONSUME, _somewhere),
@@ -137,8 +141,8 @@ NEEDS: dict[type, tuple[str, Where] | None] = {
     m.Get: (READ, _somewhere),
     m.Inspect: (READ, _somewhere),
 }
-# Inspect.what that needs more; of queues and workers those are shown that the scope is for
-INSPECT: dict[str, tuple[str, Where]] = {"broker": (ADMIN, _everywhere)}
+# Inspect.what that needs something else; of queues, workers and types those are shown that a scope is for
+INSPECT: dict[str, tuple[str, Where] | None] = {"broker": (ADMIN, _everywhere), "types": None}
 
 
 def check_kind(grant: Grant, kind: type) -> None:

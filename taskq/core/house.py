@@ -14,6 +14,7 @@ from taskq.core.consumer import Consumer, Consumers
 from taskq.core.gate import Gate
 from taskq.core.idtime import IdTime
 from taskq.core.ring import Ring
+from taskq.core.types import Types
 
 
 @attrs.frozen
@@ -33,7 +34,8 @@ class Terms:
 class House:
     """What all sessions of a broker share.  `held`: of each shard, the leases by session.  `wall_ms`: the time for
     people, where it is not that by which sessions live (see clock.py).  `ids`: the time for ids.  `gate`: who checks access tokens, None if nobody
-    does.  `waiting`: a queue with tasks that a consumer could run now, "" for none."""
+    does.  `waiting`: a queue with tasks that a consumer could run now, "" for none.  `types`: what workers have declared; `keep_types` writes it
+    down when it has changed."""
 
     ring: Ring
     terms: Terms
@@ -46,6 +48,8 @@ class House:
     gate: Gate | None = None
     ids: IdTime = attrs.field(factory=IdTime)
     waiting: Callable[[Consumer], str] = lambda consumer: ""
+    types: Types = attrs.field(factory=Types)
+    keep_types: Callable[[], None] = lambda: None
 
     def secret(self, session: bytes) -> bytes:
         """Proof that the holder was given this session: HMAC-SHA256 with a key that is kept in the data folder."""

@@ -217,6 +217,19 @@ class Consume:
 
 
 @attrs.define
+class Declare:
+    """A worker says which options its functions have; they hold for tasks that are enqueued by name.  All but `task_types` are columns.  Answer:
+    Ok."""
+
+    task_types: list[str]
+    queues: list[str] = attrs.field(factory=lambda: [DEFAULT_QUEUE])
+    priorities: list[int] = attrs.field(factory=lambda: [DEFAULT_PRIORITY])
+    max_attempts: list[int] = attrs.field(factory=lambda: [DEFAULT_MAX_ATTEMPTS])
+    timeouts_ms: list[int] = attrs.field(factory=lambda: [0])
+    retries: list[Any] = attrs.field(factory=lambda: [None])
+
+
+@attrs.define
 class Credit:
     """How many deliveries the session allows in all since it began; never falls.  No answer."""
 

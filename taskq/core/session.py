@@ -30,6 +30,7 @@ from taskq.core.house import House
 from taskq.core.records import column
 from taskq.core.requests import Requests
 from taskq.core.scram import NONCE_BYTES, Exchange
+from taskq.core.types import declared
 from taskq.errors import (
     Answer,
     AuthRequired,
@@ -360,6 +361,12 @@ class Session:
         self.answers.append((seq, m.Ok()))
         self.ready()
 
+    def on_declare(self, seq: int, declare: m.Declare, now_ms: int, resent: bool) -> None:
+        house, consumer = self.house, self._subscriber()
+        if house.types.declare(declared(declare, consumer.name, now_ms if house.wall_ms is None else house.wall_ms())):
+            house.keep_types()
+        self.answers.append((seq, m.Ok()))
+
     def on_credit(self, seq: int, credit: m.Credit, now_ms: int, resent: bool) -> None:
         consumer = self._subscriber()
         if seq:
@@ -418,7 +425,9 @@ def inspected(house: House, what: str, now_ms: int, grant: Grant | None = None) 
         return m.Inspected([_worker(house, consumer, now_ms, shown) for consumer in connected])
     if what == "broker":
         return m.Inspected([house.describe()])
-    return error_of(BadRequest(f"what: {echo(what)} is unknown; use queues, workers or broker", field="what"))
+    if what == "types":
+        return m.Inspected([each.dump() for each in house.types.values() if grant is None or grant.allows_in_any_way(each.queue)])
+    return error_of(BadRequest(f"what: {echo(what)} is unknown; use queues, workers, types or broker", field="what"))
 
 
 def _may_see(grant: Grant, consumer: Consumer) -> bool:
@@ -474,6 +483,7 @@ RULES: dict[type, tuple[frozenset[str], Handler]] = {
     m.Bye: (ANY, Session.on_bye),
     m.Enqueue: (ANY, Session.on_request),
     m.Consume: (WORKER, Session.on_consume),
+    m.Declare: (WORKER, Session.on_declare),
     m.Credit: (WORKER, Session.on_credit),
     m.Ack: (WORKER, Session.on_request),
     m.Fail: (WORKER, Session.on_request),

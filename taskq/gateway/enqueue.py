@@ -10,8 +10,8 @@ one queue become one message, and the answers come back in the order of the list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 import msgspec
@@ -20,6 +20,7 @@ from taskq.core import messages as m
 from taskq.core.access import Grant, check_queue
 from taskq.core.enqueue import COLUMNS, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
 from taskq.core.task import COPY_BYTES_MAX, STATES
+from taskq.core.types import TaskType
 from taskq.durations import milliseconds
 from taskq.errors import BY_CODE, Answer, BadRequest, Forbidden, PayloadTooLarge
 from taskq.gateway import payloads
@@ -29,6 +30,8 @@ from taskq.ids import ID_BYTES, NIL, is_valid, split
 NO_ARGUMENTS = b"{}"
 
 Read = Callable[[Any, str], Any]
+Declared: TypeAlias = Mapping[str, TaskType]
+NOTHING: Declared = {}
 
 
 @attrs.define
@@ -37,7 +40,7 @@ class Task:
 
     task_type: str = ""
     payload: m.Payload = NO_ARGUMENTS
-    queue: str = m.DEFAULT_QUEUE
+    queue: str = ""
     id: bytes = NIL
     priority: int = m.DEFAULT_PRIORITY
     max_attempts: int = m.DEFAULT_MAX_ATTEMPTS
@@ -229,13 +232,14 @@ _read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _JSON_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
-def plan(body: bytes | bytearray, payload_bytes_max: int, grant: Grant | None = None) -> Plan:
-    """What this body asks for; of a task whose queue is not for this grant nothing more is read.  Raises an Answer if nothing can be done."""
+def plan(body: bytes | bytearray, payload_bytes_max: int, grant: Grant | None = None, types: Declared = NOTHING) -> Plan:
+    """What this body asks for; of a task whose queue is not for this grant nothing more is read.  What a task does not say itself, `types` says.
+    Raises an Answer if nothing can be done."""
     text = _json_text(body)
     if text[:1] != b"[":
-        task = read_task(text, "", payload_bytes_max, grant)
+        task = read_task(text, "", payload_bytes_max, grant, types)
         return Plan([_message(task.queue, [task])], [[0]], {}, 1, False)
-    tasks, refused = _read_tasks(_raw_tasks(text), payload_bytes_max, grant)
+    tasks, refused = _read_tasks(_raw_tasks(text), payload_bytes_max, grant, types)
     if not tasks and all(isinstance(error, Forbidden) for error in refused.values()):
         raise refused[0]
     queues: dict[str, list[int]] = {}
@@ -272,18 +276,20 @@ def _cut(text: bytes | bytearray, error: Exception) -> list[msgspec.Raw]:
         raise BadRequest(f"the body is not valid JSON: {error}", field="body") from None
 
 
-def _read_tasks(found: list[msgspec.Raw], payload_bytes_max: int, grant: Grant | None) -> tuple[dict[int, Task], dict[int, Answer]]:
+def _read_tasks(found: list[msgspec.Raw], payload_bytes_max: int, grant: Grant | None, types: Declared) -> tuple[dict[int, Task], dict[int, Answer]]:
     tasks: dict[int, Task] = {}
     refused: dict[int, Answer] = {}
     for at, text in enumerate(found):
         try:
-            tasks[at] = read_task(text, f"tasks[{at}]", payload_bytes_max, grant)
+            tasks[at] = read_task(text, f"tasks[{at}]", payload_bytes_max, grant, types)
         except Answer as error:
             refused[at] = error.bare()
     return tasks, refused
 
 
-def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_max: int, grant: Grant | None = None) -> Task:
+def read_task(
+    text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_max: int, grant: Grant | None = None, types: Declared = NOTHING
+) -> Task:
     """One task object; `where` is its place in a list ("tasks[3]"), which the names of its fields are given with.  Raises an Answer."""
     prefix = f"{where}." if where else ""
     try:
@@ -294,9 +300,11 @@ def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_m
         _check_readable(payloads.closely(bytes(text)), where)
         raise BadRequest(f"{where or 'the body'} is not valid JSON: {error}", field=where or "body") from None
     task = Task()
+    for name in ("queue", "task_type"):
+        if name in values:
+            _set(task, name, values.pop(name), prefix)
+    _take_declared(task, types.get(task.task_type))
     if grant is not None:
-        if "queue" in values:
-            _set(task, "queue", values.pop("queue"), prefix)
         check_queue(grant, m.Enqueue, task.queue)
     for name, raw in values.items():
         if name == "payload":
@@ -309,6 +317,16 @@ def read_task(text: bytes | bytearray | msgspec.Raw, where: str, payload_bytes_m
     if not task.task_type:
         raise BadRequest(f"{prefix}task_type: is missing; it names the function that is to run", field=f"{prefix}task_type")
     return task
+
+
+def _take_declared(task: Task, found: TaskType | None) -> None:
+    """What its worker says of the task type, which what the task itself says replaces."""
+    if found is None:
+        task.queue = task.queue or m.DEFAULT_QUEUE
+        return
+    task.queue = task.queue or found.queue
+    task.priority, task.max_attempts, task.timeout_ms = found.priority, found.max_attempts, found.timeout_ms
+    task.retry = None if found.retry is None else list(found.retry)
 
 
 def _set(task: Task, name: str, raw: msgspec.Raw, prefix: str) -> None:

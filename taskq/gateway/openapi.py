@@ -113,6 +113,7 @@ def _schemas() -> Schema:
         "Cancelled": _object({"id": _ID, "state": _STATE, "cancel_requested": {"const": True}}, ["id", "state"]),
         "Queues": _object({"queues": _list({"type": "object"})}, ["queues"]),
         "Workers": _object({"workers": _list({"type": "object"})}, ["workers"]),
+        "Types": _object({"types": _list({"type": "object"})}, ["types"]),
         "Health": _object({"status": _TEXT}, ["status"]),
         "Document": {"type": "object"},
         "Error": _object({"error": _PROBLEM}, ["error"]),

@@ -46,11 +46,13 @@ class Call:
 
 @attrs.frozen
 class Gateway:
-    """What the builders may look at beside the request.  `status` tells {"ready": bool, "reason": str}; `document` is the OpenAPI JSON."""
+    """What the builders may look at beside the request.  `status` tells {"ready": bool, "reason": str}; `document` is the OpenAPI JSON; `types` are
+    the task types that workers have declared."""
 
     limits: HttpLimits
     status: Status
     document: bytes
+    types: enqueue.Declared = attrs.field(factory=dict)
 
     def call(self, request: Request) -> Call:
         """The call that a request stands for.  Raises an Answer: no such path, no such method, or a bad request."""
@@ -148,7 +150,7 @@ def _query(text: str, known: dict[str, Query]) -> dict[str, str]:
 
 
 def build_enqueue(gateway: Gateway, request: Request, given: Given) -> Call:
-    plan = enqueue.plan(request.body, gateway.limits.payload_bytes_max, request.grant)
+    plan = enqueue.plan(request.body, gateway.limits.payload_bytes_max, request.grant, gateway.types)
     return Call(plan.messages, lambda replies: enqueue.respond(plan, replies))
 
 
@@ -359,6 +361,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/queues", build_inspect("queues"), "The queues and their tasks by state.", {200: "Queues"}, asks=m.Inspect),
     Route("GET", "/v1/workers", build_inspect("workers"), "The connected workers.", {200: "Workers"}, asks=m.Inspect),
+    Route("GET", "/v1/types", build_inspect("types"), "The task types that workers have declared.", {200: "Types"}, asks=m.Inspect),
     Route("GET", "/healthz", build_healthz, "Whether the process answers.", {200: "Health"}, is_open=True),
     Route("GET", "/readyz", build_readyz, "Whether the broker takes work.", {200: "Health"}, ("NOT_READY",), is_open=True),
     Route("GET", "/openapi.json", build_openapi, "This document.", {200: "Document"}, is_open=True),

@@ -44,6 +44,7 @@ KINDS: dict[int, type] = {
     0x010B: m.Cancelled,
     0x010C: m.Get,
     0x010D: m.TaskInfo,
+    0x010E: m.Declare,
     0x0300: m.Inspect,
     0x0301: m.Inspected,
 }

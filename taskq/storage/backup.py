@@ -30,8 +30,8 @@ from taskq.storage.recovery import recover
 from taskq.storage.sqlite import SqliteStore
 
 STORE, JOURNAL = "store.sqlite", "journal"
-# what else a start reads; either may be missing
-KEYS = ("secret.key", "tokens.json")
+# what else a start reads; each may be missing
+KEYS = ("secret.key", "tokens.json", "task_types.json")
 # more starts than a broker makes between a backup and the day on which it is restored
 EPOCHS_AHEAD = 4_096
 TRIES = 20

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import attrs
 
 from taskq import serial
 from taskq.control import ArgumentsError, Discard, Retry
+from taskq.core import messages as m
 from taskq.core.messages import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DISCARD, PRIORITIES, RETRY, RETRY_AFTER, Payload
 from taskq.errors import echo
 from taskq.foreign import is_one_of
 from taskq.worker.failure import delay_of, error_text, type_name
 
 Pool: TypeAlias = Literal["async", "thread", "process"]
+DECLARED_MAX = 1_000
 POOLS: tuple[Pool, ...] = ("async", "thread", "process")
 PRIORITY_LOWEST = 9
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -174,6 +177,20 @@ def check_name(value: str, what: str) -> str:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise ValueError(f"{what}: {echo(value)} is not a valid name; use 1 to 128 of the characters A-Z a-z 0-9 _ . : -")
     return value
+
+
+def declarations(tasks: Iterable[TaskDefinition]) -> Iterator[m.Declare]:
+    """What a worker tells the broker of its functions' options: a frame for each queue, since its token may be for some of them only."""
+    for queue, group in groupby(sorted(tasks, key=lambda task: task.queue), key=lambda task: task.queue):
+        some = list(group)[:DECLARED_MAX]
+        yield m.Declare(
+            [task.name for task in some],
+            [queue],
+            [task.priority for task in some],
+            [task.max_attempts for task in some],
+            [task.timeout_ms for task in some],
+            [None if task.retry is None else list(task.retry) for task in some],
+        )
 
 
 def check_priority(value: int | str) -> int:

@@ -36,7 +36,7 @@ from taskq.worker.logs import tell_failure
 from taskq.worker.origin import Origin
 from taskq.worker.page import Page
 from taskq.worker.refused import Refusals, is_last, named
-from taskq.worker.registry import TaskDefinition, Verdict
+from taskq.worker.registry import TaskDefinition, Verdict, declarations
 from taskq.worker.reports import Report, Reports
 from taskq.worker.settings import EXIT_BUG, EXIT_FATAL, WorkerConfig
 from taskq.worker.stall import Question, StallGuard
@@ -212,6 +212,8 @@ class Runner:
         self._guard.resumed()
         if self._level == 0:
             self._taking = True
+            for declaration in declarations(self._tasks.values()):
+                self._subscribe(declaration)
             self._subscribe(m.Consume(self._queues, sorted(self._tasks), self._concurrency, self._ranks))
             self._give_credit()
 
@@ -219,7 +221,7 @@ class Runner:
         self._bench.put(jobs)
         self._watch.wake()
 
-    def _subscribe(self, message: m.Consume) -> None:
+    def _subscribe(self, message: m.Consume | m.Declare) -> None:
         self._channel.request(message, message)
 
     def _pushed(self, event: Pushed) -> None:
@@ -250,6 +252,8 @@ class Runner:
             self._channel.request(owner, owner)  # the broker has not looked at it
         elif isinstance(owner, REPORTS):
             self._report_refused(owner, event.error)
+        elif isinstance(owner, m.Declare):
+            log.warning("the broker did not take the options of the task types of queue %s: %s", owner.queues[0], event.error)
         elif self._link.state is not CLOSED:  # else each new connection begins with a subscription of its own
             self._fatal(f"the broker refused the subscription to {', '.join(self._queues) or 'nothing'}: {event.error}")
 

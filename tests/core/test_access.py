@@ -98,6 +98,7 @@ ASKED: list[tuple[Any, str]] = [
     (m.Cancel(ID), PRODUCE),
     (m.Consume(["email"], ["t"], 1), CONSUME),
     (m.Consume([], [], 0), CONSUME),
+    (m.Declare(["t"], ["email"]), CONSUME),
     (m.Resume(bytes(16), bytes(32), 0), CONSUME),
     (m.Credit(1), CONSUME),
     (m.Ack([b""], ID, bytes(8)), CONSUME),
@@ -108,6 +109,7 @@ ASKED: list[tuple[Any, str]] = [
     (m.Get(ID), READ),
     (m.Inspect("queues"), READ),
     (m.Inspect("workers"), READ),
+    (m.Inspect("types"), ""),
     (m.Inspect("broker"), ADMIN),
 ]
 

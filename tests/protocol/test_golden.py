@@ -81,6 +81,7 @@ VECTORS: list[tuple[Any, int, int]] = [
     (m.Cancelled(bytes([m.CANCEL_DONE, m.CANCEL_NOT_FOUND])), 8, 0),
     (m.Get(IDS[:16], 30_000), 10, 0),
     (m.TaskInfo([b"{}", b"\xa2ok"], {"id": IDS[:16].hex(), "task_type": "send_email", "state": "completed", "key": None, "attempts": []}), 10, 0),
+    (m.Declare(["send_email", "report"], ["email"], [5, 0], [10], [30_000, 0], [None, [1_000, 2.0, 60_000]]), 2, 0),
     (m.Inspect("queues"), 11, 0),
     (m.Inspected([{"queue": "email", "pending": 3}]), 11, 0),
 ]
