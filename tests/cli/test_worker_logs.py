@@ -171,17 +171,10 @@ def test_in_json_each_line_is_an_object(begin: Begin, client: Client, task: str)
 
 
 @every_pool
-def test_the_level_holds_in_every_pool(begin: Begin, client: Client, task: str) -> None:
-    worker = begin("logging.getLogger('shop').disabled = False", "--log-level", "debug")
-    assert client.result(client.enqueue(task, {"n": 7}), WAIT_S)
-    worker.wait_for("working on 7", "stderr")
-    assert worker.stop() == 0
-
-
-def test_at_level_error_only_failures_are_said(start: Start, broker: dict[str, str], tmp_path: Path, client: Client) -> None:
+def test_at_level_error_only_failures_are_said(start: Start, broker: dict[str, str], tmp_path: Path, client: Client, task: str) -> None:
     (tmp_path / "shop.py").write_text(TASKS.format(configuration=""))
     worker = start("worker", "--connect", broker["tcp"], "--app", "shop", "--log-level", "error")
-    client.enqueue("in_process", {"n": 1}, **options(1))
+    client.enqueue(task, {"n": 1}, **options(1))
     worker.wait_for("it failed for good", "stderr")
     assert worker.stop() == 0
     assert "INFO" not in worker.errors and "working on" not in worker.errors
