@@ -180,7 +180,7 @@ class Node:
         held = [shard.held for shard in shards]
         gate = self._make_gate(secret_key) if config.auth else None
         return House(
-            ring=Ring(config.shards),
+            ring=Ring(config.shards, config.payload_bytes_max),
             terms=terms,
             consumers=shared.consumers,
             rng=random.SystemRandom(),

@@ -7,26 +7,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from struct import pack
 
+from taskq.core import access
 from taskq.core import messages as m
-from taskq.core.access import refusal
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad, Reply
 from taskq.core.enqueue import TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import CancelAsked, Dropped
 from taskq.core.task import CANCELLED, FINAL, RUNNING, TIMED, Task
-from taskq.errors import BadRequest
+from taskq.errors import Answer, BadRequest
 from taskq.ids import ID_BYTES, slot_of_id, split
 
 
 def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    misshapen = refusal(command.message)
+    if misshapen is not None:
+        return [], error_of(misshapen)
     ids = split(command.message.ids, ID_BYTES)
-    if not 1 <= len(ids) <= TASKS_MAX or len(command.message.ids) % ID_BYTES:
-        return [], error_of(BadRequest(f"ids: send 1 to {TASKS_MAX} ids of {ID_BYTES} bytes", field="ids"))
     if known is None and any(task_id not in book.tasks for task_id in ids):
         return [], FindLoad(tuple(ids), (), command)
     tasks = [book.tasks.get(task_id) or (known or {}).get(task_id) for task_id in ids]
-    if command.grant is not None and (refused := refusal(command.grant, command.message, [task.queue for task in tasks if task is not None])):
+    if command.grant is not None and (refused := access.refusal(command.grant, command.message, [task.queue for task in tasks if task is not None])):
         return [], error_of(refused)
     idle = {task.id: task for task in tasks if task is not None and task.state not in FINAL and task.state != RUNNING}
     running = {task.id: task for task in tasks if task is not None and task.state == RUNNING}
@@ -35,6 +36,13 @@ def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None
     records: list[object] = [Dropped(slot, now_ms, block) for slot, block in _blocks(idle)]
     records += [CancelAsked(slot, block) for slot, block in _blocks(running)]
     return records, m.Cancelled(bytes(_outcome(task) for task in tasks))
+
+
+def refusal(message: m.Cancel) -> Answer | None:
+    """Why nothing of this request is done, if it is not."""
+    if 1 <= len(message.ids) // ID_BYTES <= TASKS_MAX and not len(message.ids) % ID_BYTES:
+        return None
+    return BadRequest(f"ids: send 1 to {TASKS_MAX} ids of {ID_BYTES} bytes", field="ids")
 
 
 def _blocks(ids: Iterable[bytes]) -> list[tuple[int, bytes]]:

@@ -33,6 +33,12 @@ BROUGHT: dict[type, frozenset[int]] = {
 }
 QUEUE = attrgetter("queue")
 NO_LEASES: dict[int, Task] = {}
+# the columns of each report
+COLUMNS: dict[type, tuple[str, ...]] = {
+    m.Ack: ("encodings",),
+    m.Fail: ("dispositions", "delays_ms", "error_types", "errors"),
+    m.Release: ("delays_ms",),
+}
 # the outcome that takes back what was said of a run before: its crash was an interruption
 EXCUSED = "excused"
 # what a run that ended without a result is counted as
@@ -44,9 +50,9 @@ End = tuple[str, int, int]
 
 def decide_ack(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
     message: m.Ack = command.message
-    refusal = _misshapen(message, len(message.payloads), ("encodings",)) or _too_large(message, book.limits.payload_bytes_max)
-    if refusal is not None:
-        return [], error_of(refusal)
+    refused = refusal(message, book.limits.payload_bytes_max)
+    if refused is not None:
+        return [], error_of(refused)
     checked = _check_tokens(book, command, known)
     if isinstance(checked, FindLoad):
         return [], checked
@@ -74,10 +80,10 @@ def by_slot(tasks: Iterable[tuple[int, Task]]) -> list[list[tuple[int, Task]]]:
 
 def decide_fail(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
     message: m.Fail = command.message
+    refused = refusal(message, book.limits.payload_bytes_max)
+    if refused is not None:
+        return [], error_of(refused)
     count = len(message.tokens) // TOKEN_BYTES
-    refusal = _misshapen(message, count, ("dispositions", "delays_ms", "error_types", "errors"))
-    if refusal is not None:
-        return [], error_of(refusal)
     dispositions, delays_ms = column(message.dispositions, count), column(message.delays_ms, count)
     types = column(message.error_types, count)
     errors = column(_bounded(message), count)
@@ -96,11 +102,10 @@ def decide_fail(book: Book, command: Command, now_ms: int, known: Known | None) 
 
 def decide_release(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
     message: m.Release = command.message
-    count = len(message.tokens) // TOKEN_BYTES
-    refusal = _misshapen(message, count, ("delays_ms",))
-    if refusal is not None:
-        return [], error_of(refusal)
-    delays_ms = column(message.delays_ms, count)
+    refused = refusal(message, book.limits.payload_bytes_max)
+    if refused is not None:
+        return [], error_of(refused)
+    delays_ms = column(message.delays_ms, len(message.tokens) // TOKEN_BYTES)
 
     def end(task: Task, at: int) -> End:
         if task.cancel_requested:
@@ -157,7 +162,15 @@ def _texts(texts: list[str], bytes_max: int) -> list[str]:
     return [cut(text, bytes_max) for text in texts]
 
 
-def _misshapen(message: Any, count: int, columns: tuple[str, ...]) -> Answer | None:
+def refusal(message: m.Ack | m.Fail | m.Release, payload_bytes_max: int) -> Answer | None:
+    """Why nothing of this report is done, if it is not."""
+    if isinstance(message, m.Ack):
+        return _misshapen(message, len(message.payloads)) or _too_large(message, payload_bytes_max)
+    return _misshapen(message, len(message.tokens) // TOKEN_BYTES)
+
+
+def _misshapen(message: Any, count: int) -> Answer | None:
+    columns = COLUMNS[type(message)]
     if not 1 <= count <= TASKS_MAX or len(message.ids) != count * ID_BYTES or len(message.tokens) != count * TOKEN_BYTES:
         return BadRequest(f"tokens: send one 8-byte token and one 16-byte id for each of 1 to {TASKS_MAX} tasks", field="tokens")
     for name in columns:

@@ -1,6 +1,7 @@
 """The ring: which shard owns a slot, and how a request is cut into pieces for the shards and its answers are put together again.
 
 A request goes to one shard if it can; one about tasks of several shards is cut by shard, one over all sessions' leases goes to every shard.
+What is refused as a whole is not cut: the one shard that gets it refuses it, and no other has done a part of it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from typing import Any
 
 import attrs
 
+from taskq.core import cancel, report
 from taskq.core import effects as fx
 from taskq.core import messages as m
+from taskq.core.admission import NO_LIMIT
 from taskq.core.records import column
+from taskq.errors import Answer
 from taskq.ids import ID_BYTES, SLOTS, TOKEN_BYTES, of_one_slot, slot_of_id, slot_of_queue, split
 
 # a piece: the shard, the message for it, and the indexes of its tasks in the request (None: all)
@@ -21,7 +25,10 @@ Piece = tuple[int, Any, list[int] | None]
 
 @attrs.frozen
 class Ring:
+    """`payload_bytes_max`: the largest result that a shard takes."""
+
     shards: int
+    payload_bytes_max: int = NO_LIMIT
 
     def of_slot(self, slot: int) -> int:
         return slot * self.shards // SLOTS
@@ -61,6 +68,9 @@ def _by_ids(ring: Ring, message: Any) -> list[Piece]:
         chosen.setdefault(ring.of_id(task_id), []).append(at)
     if len(chosen) == 1:
         return [(shard, message, None) for shard in chosen]
+    refusal = REFUSAL.get(type(message))
+    if refusal is not None and refusal(ring, message) is not None:
+        return [(0, message, None)]
     columns = _columns(message)
     return [(shard, _chosen(message, columns, at), at) for shard, at in chosen.items()]
 
@@ -97,6 +107,12 @@ def _chosen(message: Any, columns: Mapping[str, Sequence[Any]], at: list[int]) -
 
 
 BLOCKS = {"ids": ID_BYTES, "tokens": TOKEN_BYTES}
+
+# a request that may be cut → why nothing of it is done
+REFUSAL: dict[type, Callable[[Ring, Any], Answer | None]] = {
+    **dict.fromkeys((m.Ack, m.Fail, m.Release), lambda ring, message: report.refusal(message, ring.payload_bytes_max)),
+    m.Cancel: lambda ring, message: cancel.refusal(message),
+}
 
 SPLIT: dict[type, Callable[[Ring, Any], list[Piece]]] = {
     m.Enqueue: _by_queue,

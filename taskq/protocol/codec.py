@@ -69,8 +69,9 @@ def _is_optional_texts(value: Any) -> bool:
     return type(value) is list and set(map(type, value)) <= {str, type(None)}
 
 
-def _is_plain(value: Any, depth: int = guard.DEPTH_MAX) -> bool:
-    """Only what JSON can say, and bytes: no extension types, no keys but text, no integers beyond 64 bits with sign."""
+def _is_plain(value: Any, depth: int = guard.DEPTH_MAX - 1) -> bool:
+    """Only what JSON can say, and bytes: no extension types, no keys but text, no integers beyond 64 bits with sign.
+    The head around it is one of the levels that there may be."""
     kind = type(value)
     if kind is int:
         return bool(-INT_MAX - 1 <= value <= INT_MAX)

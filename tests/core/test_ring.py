@@ -84,6 +84,25 @@ def test_slots_of_one_shard_are_not_cut() -> None:
     assert Ring(4).split(cancel) == [(0, cancel, None)]
 
 
+def of_two_shards(count: int) -> dict[str, bytes]:
+    return {"ids": b"".join(ids_in(*[1, 4_000] * (count // 2))), "tokens": b"".join(map(token, range(count)))}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.Ack([b"ok", b"r" * 11], **of_two_shards(2)),
+        m.Ack([b"ok"] * 2, **of_two_shards(2), encodings=[1, 3]),
+        m.Ack([b"ok"] * 2, of_two_shards(2)["ids"], token(1) * 2),
+        m.Fail(**of_two_shards(2), dispositions=[0, 3], delays_ms=[0], error_types=["E"], errors=["e"]),
+        m.Release(**of_two_shards(1_002), delays_ms=[0]),
+        m.Cancel(of_two_shards(1_002)["ids"]),
+    ],
+)
+def test_what_is_refused_is_not_cut_so_that_no_part_of_it_is_done(message: Any) -> None:
+    assert Ring(4, payload_bytes_max=10).split(message) == [(0, message, None)]
+
+
 @given(st.lists(st.sampled_from([0, 1, 256, 1_030, 4_095]), min_size=2, max_size=12).filter(lambda slots: len({*slots}) > 1), st.integers(1, 5))
 def test_the_outcomes_of_the_pieces_come_back_in_the_order_of_the_request(slots: list[int], shards: int) -> None:
     """Each outcome is the number of its task, so a mix-up shows."""

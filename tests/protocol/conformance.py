@@ -49,6 +49,7 @@ KINDS = {
     0x10B: "CANCELLED",
     0x10C: "GET",
     0x10D: "TASKINFO",
+    0x10E: "DECLARE",
     0x300: "INSPECT",
     0x301: "INSPECTED",
 }
@@ -86,14 +87,24 @@ class Peer:
         self.pushed: list[tuple[str, list[Any], bytes]] = []
         self.seq = 0
         if role:
-            (self.session, self.secret, self.now_ms, _, self.heartbeat_ms, self.lease_ms, *_), _ = self.ask(
+            (self.session, self.secret, self.now_ms, _, self.heartbeat_ms, self.lease_ms, self.limits, *_), _ = self.ask(
                 "HELLO", [1, role, {"name": "conformance", "sdk": "conformance"}]
             )
 
     def say(self, kind: str, fields: list[Any], payload: bytes = b"", *, seq: int = 0, flags: int = 0) -> None:
+        self.socket.sendall(self.frame(kind, fields, payload, seq=seq, flags=flags))
+
+    def frame(self, kind: str, fields: list[Any], payload: bytes = b"", *, seq: int = 0, flags: int = 0) -> bytes:
         head = msgpack.packb(fields)
         self.note(self.name, "→", kind, seq, fields)
-        self.socket.sendall(PREFIX.pack(12 + len(head) + len(payload), 1, flags, NUMBERS[kind], seq, len(head)) + head + payload)
+        return PREFIX.pack(12 + len(head) + len(payload), 1, flags, NUMBERS[kind], seq, len(head)) + head + payload
+
+    def together(self, *requests: tuple[str, list[Any]], behind: bytes = b"") -> list[int]:
+        """Send these requests and what stands behind them in one write; their seqs."""
+        seqs = [self.seq + number for number in range(1, len(requests) + 1)]
+        self.seq += len(requests)
+        self.socket.sendall(b"".join(self.frame(*request, seq=seq) for request, seq in zip(requests, seqs, strict=True)) + behind)
+        return seqs
 
     def receive(self) -> tuple[str, int, list[Any], bytes]:
         prefix = self.stream.read(16)
@@ -136,6 +147,18 @@ class Peer:
             if seq:
                 raise Wrong(f"an answer with seq {seq}, which nobody waits for")
             self.pushed.append((kind, head, payload))
+
+    def end(self) -> str:
+        """What is pushed before the broker closes: the code of the last ERROR, "" if there is none."""
+        code = ""
+        try:
+            while True:
+                kind, seq, head, _ = self.receive()
+                code = head[0] if kind == "ERROR" else code
+                if seq and kind != "ERROR":
+                    raise Wrong(f"an answer with seq {seq}, which nobody waits for")
+        except (EOFError, ConnectionError):
+            return code
 
     def cut(self) -> None:
         """The connection ends without a word."""
@@ -361,6 +384,71 @@ def refusals(world: World) -> None:
     producer.bye()
 
 
+def seqs(world: World) -> None:
+    """Section 4: a CREDIT with a seq is answered, an unknown kind with seq 0 is not, and a seq in use ends the connection."""
+    producer, worker = world.connect("producer"), world.connect("worker")
+    expect("a CREDIT with a seq", worker.ask("CREDIT", [1])[0], [])
+    producer.socket.sendall(PREFIX.pack(13, 1, 0, 0x01FF, 0, 1) + b"\x90")
+    ids, *_ = world.enqueue(producer, 1)
+    expect("an id that stands twice", producer.ask("CANCEL", [ids + ids])[0][0], b"\0\0")
+    other, *_ = world.enqueue(producer, 1)
+    waiting = producer.request("GET", [other, 10_000])
+    producer.say("GET", [other], seq=waiting)
+    expect("a seq in use", producer.end(), "OUT_OF_ORDER")
+    producer.cut()
+    cleaner = world.connect("producer")
+    cleaner.ask("CANCEL", [other])
+    worker.bye()
+
+
+def resume_in_one_write(world: World) -> None:
+    """Section 5: what follows a RESUME in the same write waits until that is answered."""
+    producer, worker = world.connect("producer"), world.connect("worker")
+    worker.cut()
+    again = world.connect("worker")
+    resume, consume, credit = again.together(
+        ("RESUME", [worker.session, worker.secret, 0]), ("CONSUME", [[world.queue], ["work"], 1]), ("CREDIT", [1])
+    )
+    expect("the tokens", again.answer(resume)[0], [b""])
+    expect("the subscription", again.answer(consume)[0], [])
+    expect("the credit", again.answer(credit)[0], [])
+    world.enqueue(producer, 1)
+    deliver, _ = again.push("DELIVER")
+    expect("the report", ack(again, deliver[3], deliver[4], None), HELD)
+    expect("a second RESUME", refusal(lambda: again.ask("RESUME", [worker.session, worker.secret, 1])), "OUT_OF_ORDER")
+
+
+def taken_session(world: World) -> None:
+    """Section 5: who resumes a session takes it from the connection that had it, which is told so."""
+    worker, thief = world.connect("worker"), world.connect("worker")
+    expect("a wrong secret", refusal(lambda: thief.ask("RESUME", [worker.session, bytes(32), 0])), "NOT_FOUND")
+    thief.ask("RESUME", [worker.session, worker.secret, 0])
+    expect("the one that had it", worker.end(), "SESSION_TAKEN")
+    thief.bye()
+
+
+def answers_before_an_end(world: World) -> None:
+    """Sections 2, 4 and 6: what was asked before a malformed frame, before the end of the client's own direction and before BYE is answered."""
+    asked = [("CANCEL", [world.make_id(1)])] * 20
+    producer = world.connect("producer")
+    for seq in producer.together(*asked, behind=producer.frame("GET", [b"short"], seq=99)):
+        expect("an answer before a malformed frame", producer.answer(seq)[0], [b"\3"])
+    expect("the malformed frame", refusal(lambda: producer.answer(99)), "BAD_FRAME")
+    producer = world.connect("producer")
+    numbers = producer.together(*asked)
+    producer.socket.shutdown(socket.SHUT_WR)
+    for seq in numbers:
+        expect("an answer to who sends no more", producer.answer(seq)[0], [b"\3"])
+    expect("what comes behind them", producer.end(), "")
+    producer = world.connect("producer")
+    ids, *_ = world.enqueue(producer, 1)
+    get, bye = producer.together(("GET", [ids, 300]), ("BYE", []), behind=producer.frame("GET", [ids], seq=99))
+    expect("the answer to BYE, before that of a GET that waits", producer.answer(bye)[0], [])
+    expect("the answer of the GET", producer.answer(get)[0][1]["state"], "pending")
+    expect("what was sent behind BYE", producer.end(), "")
+    world.connect("producer").ask("CANCEL", [ids])
+
+
 def malformed_frames(world: World) -> None:
     """Section 2: each frame of malformed.json is refused with the code that stands there, and the connection ends."""
     for row in json.loads(MALFORMED.read_text(encoding="utf-8")):
@@ -385,6 +473,10 @@ DIALOGUES: tuple[Callable[[World], None], ...] = (
     cancel,
     preferred_queues,
     refusals,
+    seqs,
+    resume_in_one_write,
+    taken_session,
+    answers_before_an_end,
     malformed_frames,
 )
 

@@ -102,6 +102,11 @@ def test_a_worker_and_a_broker_that_stop_are_as_they_are_shown(broker: Broker, w
     assert shown("Stopping") == world.said
 
 
+def test_the_limits_that_welcome_tells_are_named(world: World) -> None:
+    (listed,) = re.findall(r"WELCOME\.`limits` tells them: ([^.]+)\.", TEXT)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(world.connect("producer").limits)
+
+
 def test_a_broker_does_all_that_is_written(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main(broker.address) == 0
     assert capsys.readouterr().out.count("as written") == len(conformance.DIALOGUES)

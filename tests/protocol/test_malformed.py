@@ -33,9 +33,7 @@ def frame(kind: int, head: Any, payload: bytes = b"", *, seq: int = SEQ, **lies:
 
 ENQUEUE, GET, HELLO, CANCEL, HEARTBEAT = (KIND_OF[cls] for cls in (m.Enqueue, m.Get, m.Hello, m.Cancel, m.Heartbeat))
 ID = bytes(16)
-NESTED: list[Any] = []
-for _ in range(12):
-    NESTED = [NESTED]
+NINE_DEEP: list[Any] = [1, "producer", {"name": [[[[[[[]]]]]]]}]
 
 # name → (bytes, code, seq of the ERROR, whether HELLO was said before)
 VECTORS: dict[str, tuple[bytes, str, int, bool]] = {
@@ -43,10 +41,12 @@ VECTORS: dict[str, tuple[bytes, str, int, bool]] = {
     "HELLO of version 2": (frame(HELLO, [2, "producer"]), "VERSION_UNSUPPORTED", SEQ, False),
     "HELLO with an unknown role": (frame(HELLO, [1, "observer"]), "BAD_FRAME", SEQ, False),
     "HELLO without a role": (frame(HELLO, [1]), "BAD_FRAME", SEQ, False),
+    "HELLO that is nested nine deep": (frame(HELLO, NINE_DEEP), "BAD_FRAME", SEQ, False),
     "a second HELLO": (frame(HELLO, [1, "producer"]), "OUT_OF_ORDER", SEQ, True),
     "the version byte is 2": (frame(GET, [ID], version=2), "VERSION_UNSUPPORTED", 0, True),
     "an HTTP request": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "VERSION_UNSUPPORTED", 0, False),
     "a frame over the limit": (frame(GET, [ID], length=FRAME_BYTES_MAX), "FRAME_TOO_LARGE", SEQ, True),
+    "a length under 12": (frame(GET, [ID], length=11), "BAD_FRAME", SEQ, True),
     "the head is longer than the frame": (frame(GET, [ID], head_bytes=1_000), "BAD_FRAME", SEQ, True),
     "the head is empty": (frame(GET, b""), "BAD_FRAME", SEQ, True),
     "the head is no msgpack": (frame(GET, b"\xc1"), "BAD_FRAME", SEQ, True),
@@ -87,6 +87,12 @@ def test_a_decoder_refuses_what_no_session_has_to_see(name: str) -> None:
         decoder = FrameDecoder(FRAME_BYTES_MAX)
         frames = [found for at in range(0, len(data), size) for found in decoder.feed(data[at : at + size])]
         assert not frames and decoder.error is not None and (decoder.error.code, decoder.error_seq) == (code, seq)
+
+
+def test_eight_levels_are_taken() -> None:
+    eight: list[Any] = [1, "producer", {"name": NINE_DEEP[2]["name"][0]}]
+    (taken,) = FrameDecoder(FRAME_BYTES_MAX).feed(frame(HELLO, eight))
+    assert taken.message.client == eight[2]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,30 @@ def test_the_table_of_errors_lists_every_code_that_goes_over_the_wire() -> None:
     assert sorted(rows) == sorted((cls.code, "yes" if cls.retryable else "no", "yes" if cls.code in fatal else "no") for cls in ON_THE_WIRE)
 
 
+def errors_of(kind: int, cls: type) -> list[tuple[bool, str]]:
+    """(fatal, code) of all that a section says a request can be refused with."""
+    found = re.findall(r"^Errors(.*?)(?=\n\n|\nErrors)", section(kind, cls), re.M | re.S)
+    return [(line.startswith(", fatal"), code) for line in found for code in re.findall(r"`([A-Z][A-Z_]+)`", line)]
+
+
+@pytest.mark.parametrize(("kind", "cls"), KINDS.items(), ids=lambda part: getattr(part, "__name__", None))
+def test_each_request_lists_what_it_can_be_refused_with(kind: int, cls: type) -> None:
+    assert bool(re.search(r"^Errors", section(kind, cls), re.M)) == (cls in RULES)
+    fatal = {code: fatal == "yes" for code, _, fatal in re.findall(r"^\| ([A-Z_]+) \| (yes|no) \| (yes|no) \| ", TEXT, re.M)}
+    for is_fatal, code in errors_of(kind, cls):
+        assert fatal[code] == is_fatal, code
+
+
+def test_each_code_is_listed_at_a_request_or_among_those_that_any_frame_may_get() -> None:
+    listed = {code for kind, cls in KINDS.items() for _, code in errors_of(kind, cls)}
+    listed |= set(re.findall(r"`([A-Z][A-Z_]+)`", TEXT[TEXT.index("**Codes that any frame may get**") : TEXT.index("## 10. Limits")]))
+    assert listed == {cls.code for cls in ON_THE_WIRE} - {errors.LeaseLost.code}, "LEASE_LOST is an outcome in REPORTED"
+
+
+def test_a_message_without_fields_has_the_head_that_is_shown() -> None:
+    assert "`90`" in TEXT and (GOLDEN / "0009_ok.bin").read_bytes()[16:].hex() == (GOLDEN / "000c_bye.bin").read_bytes()[16:].hex() == "90"
+
+
 def test_the_table_of_roles_is_that_of_the_session() -> None:
     rows = dict(re.findall(r"^\| (every role|`\w+`) \| ([A-Za-z ]+) \|$", TEXT, re.M))
     for role in ("producer", "worker", "keeper"):
