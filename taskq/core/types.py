@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from taskq.core import messages as m
-from taskq.core.enqueue import COLUMNS, NAME, NAME_RULE
+from taskq.core.enqueue import COLUMNS, NAME, NAME_RULE, TASKS_MAX
 from taskq.core.records import column
 from taskq.errors import BadRequest
 
@@ -62,6 +62,8 @@ class Types(dict[str, TaskType]):
 def declared(message: m.Declare, worker: str, now_ms: int) -> list[TaskType]:
     """The task types of a message.  Raises BadRequest."""
     count = len(message.task_types)
+    if count > TASKS_MAX:
+        raise BadRequest(f"task_types: a frame declares at most {TASKS_MAX:,} types, not {count:,}", field="task_types")
     for field in ("task_types", "queues"):
         if any(not NAME.fullmatch(name) for name in getattr(message, field)):
             raise BadRequest(f"{field}: must be {NAME_RULE}", field=field)

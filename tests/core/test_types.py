@@ -46,6 +46,7 @@ def test_the_last_declaration_counts_and_the_same_again_is_no_news(world: World)
     ("field", "declare"),
     [
         ("task_types", m.Declare(["no name"])),
+        ("task_types", m.Declare([f"t{number}" for number in range(1_001)])),
         ("queues", m.Declare(["t"], ["no queue"])),
         ("priorities", m.Declare(["t"], ["q"], [10])),
         ("max_attempts", m.Declare(["t"], ["q"], [5], [0])),

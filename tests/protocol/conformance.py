@@ -419,12 +419,17 @@ def resume_in_one_write(world: World) -> None:
 
 
 def taken_session(world: World) -> None:
-    """Section 5: who resumes a session takes it from the connection that had it, which is told so."""
+    """Section 5: a connection is told that its session was resumed by another one, and that its keeper said DIED."""
     worker, thief = world.connect("worker"), world.connect("worker")
     expect("a wrong secret", refusal(lambda: thief.ask("RESUME", [worker.session, bytes(32), 0])), "NOT_FOUND")
     thief.ask("RESUME", [worker.session, worker.secret, 0])
     expect("the one that had it", worker.end(), "SESSION_TAKEN")
-    thief.bye()
+    keeper = world.connect("keeper")
+    expect("a sign of life", keeper.ask("KEEPALIVE", [worker.session, worker.secret, 0])[0], [])
+    expect("a death", keeper.ask("DIED", [worker.session, worker.secret, "SIGKILL"])[0], [])
+    expect("the one that is said to be dead", thief.end(), "SESSION_OVER")
+    expect("a second death", refusal(lambda: keeper.ask("DIED", [worker.session, worker.secret, "SIGKILL"])), "NOT_FOUND")
+    keeper.bye()
 
 
 def answers_before_an_end(world: World) -> None:

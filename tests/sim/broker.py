@@ -143,7 +143,9 @@ class SimNode(Node):
         terms = Terms(epoch, heartbeat_ms, lease_ms, round(lease_ms * GRACE_OF_LEASE), limits, SECRET_KEY)
         self._admission, self._consumers = shared.admission, shared.consumers
         held, waiting = [shard.held for shard in shards], partial(waiting_for, shards)
-        return House(Ring(config.shards), terms, shared.consumers, self._rng, self.describe, held, ids=shared.ids, waiting=waiting)
+        return House(
+            Ring(config.shards, config.payload_bytes_max), terms, shared.consumers, self._rng, self.describe, held, ids=shared.ids, waiting=waiting
+        )
 
     def _load(self, actor: ShardActor, loads: list[Any]) -> None:
         self._store.load(actor, loads)
