@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
+from struct import unpack
 from typing import Any
 
 from taskq.core import messages as m
@@ -177,7 +178,7 @@ def _misshapen(message: Any, count: int) -> Answer | None:
         values = getattr(message, name)
         if len(values) not in (1, count):
             return BadRequest(f"{name}: needs 1 entry or one for each of the {count} tasks, not {len(values)}", field=name)
-    if len(set(split(message.tokens, TOKEN_BYTES))) != count:
+    if len(set(unpack(f">{count}Q", message.tokens))) != count:
         return BadRequest("tokens: a token stands twice in the frame", field="tokens")
     if max(getattr(message, "encodings", (0,))) > m.JSON or max(getattr(message, "dispositions", (0,))) > m.RETRY_AFTER:
         return BadRequest("encodings and dispositions: must be 0, 1 or 2", field=columns[0])
