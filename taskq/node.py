@@ -69,7 +69,6 @@ DRAIN_LOOK_S = 0.05
 GOAWAY_MS = 500
 # a session whose connection broke has this part of a lease to come back, so that its tasks are given to others within one lease
 GRACE_OF_LEASE = 4 / 5
-LOCAL_ORIGIN = 1
 
 log = logging.getLogger("taskq.node")
 
@@ -121,7 +120,7 @@ class Node:
         shards = [Shard(index, config.shards, shared) for index in range(config.shards)]
         await load(store, shards, self.clock.steady_ms(), recovered.queue_bytes)
         self._house = self._make_house(shared, recovered.epoch, shards)
-        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.steady_ms, self._tell)
+        self._local = LocalSession(self._house, self.clock.steady_ms, self._tell)
         self._journal = await enter(self._journaling(files, recovered.next_lsn))
         self._shards = [
             ShardActor(
@@ -281,7 +280,7 @@ class Node:
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[Listener]:
-        config, origins = self.config, count(LOCAL_ORIGIN + 1)
+        config, origins = self.config, count(1)
         listener = Listener(self._loop, self._house, self.clock, self._tell, origins.__next__, _tcp_limits(config), self._doors)
         try:
             await listener.listen(*host_port(config.listen), self._tls)
@@ -334,7 +333,7 @@ class Node:
         """Replies that are durable go to whoever asked."""
         now_ms = self.clock.steady_ms()
         for reply in replies:
-            if reply.origin == LOCAL_ORIGIN:
+            if reply.origin < 0:
                 self._local.answered(reply)
         self._listener.answered(replies, now_ms)
 

@@ -1,5 +1,8 @@
 """LocalSession: requests that the node makes itself, on behalf of HTTP.  The same commands to the same shards as over TCP, without a connection.
 
+Each connection over HTTP has a number of its own, by which the shards give it its share (shard.share_out).  It is negative, so that it is none of a
+connection over TCP, and the replies come back here.
+
 HTTP has no flag for "this may have been sent before": an enqueue that brings ids of its own is taken for one that was.
 """
 
@@ -19,19 +22,21 @@ from taskq.core.requests import Requests
 from taskq.core.session import inspected
 from taskq.errors import Forbidden
 
+# who asks within the node itself; the connections over HTTP are counted down from here
+LOCAL_ORIGIN = -1
+
 
 class LocalSession:
-    def __init__(self, origin: int, house: House, now_ms: Callable[[], int], tell: Tell) -> None:
-        self.origin = origin
+    def __init__(self, house: House, now_ms: Callable[[], int], tell: Tell) -> None:
         self._house = house
         self._now_ms = now_ms
         self._tell = tell
-        self._requests = Requests(origin, house.ring)
+        self._requests = Requests(LOCAL_ORIGIN, house.ring)
         self._takers: dict[int, Callable[[Any], None]] = {}
         self._seq = 0
 
-    def submit(self, message: Any, reply: Callable[[Any], None], grant: Grant | None = None) -> None:
-        """Ask; `reply` is called exactly once, with the durable answer.  `grant`: what the asker may, None for everything."""
+    def submit(self, message: Any, reply: Callable[[Any], None], grant: Grant | None = None, origin: int = LOCAL_ORIGIN) -> None:
+        """Ask; `reply` is called exactly once, with the durable answer.  `grant`: what the asker may, None for everything.  `origin`: who asks."""
         if grant is not None:
             try:
                 access.check(grant, message)
@@ -43,7 +48,7 @@ class LocalSession:
             return
         self._seq += 1
         self._takers[self._seq] = reply
-        self._tell(self._requests.ask(self._seq, message, _names_its_ids(message), grant=grant))
+        self._tell(self._requests.ask(self._seq, message, _names_its_ids(message), grant=grant, origin=origin))
 
     def answered(self, reply: Reply) -> None:
         whole = self._requests.answered(reply.seq, reply.part, reply.message)

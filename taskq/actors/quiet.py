@@ -42,8 +42,15 @@ class Quiet:
         self._since_s.pop(connection, None)
         self._since_s[connection] = self._loop.time()
 
+    def waits(self, connection: Connection, has_asked: bool) -> None:
+        """What it had sent was read, and was nothing that can be answered."""
+        if has_asked:
+            self.rests(connection)
+        else:
+            self.enter(connection)
+
     def leave(self, connection: Connection) -> None:
-        """It has asked something, or is gone."""
+        """It has asked something, waits to be read, or is gone."""
         self._silent.pop(connection, None)
         self._since_s.pop(connection, None)
 

@@ -15,7 +15,7 @@ from taskq.gateway.http1 import Request
 from taskq.gateway.routes import Call, Message
 
 if TYPE_CHECKING:
-    from taskq.actors.http import HttpProtocol
+    from taskq.actors.http_connection import HttpProtocol
 
 # who only reads loses nothing by an answer that says to ask again
 READS = frozenset({"GET", "HEAD"})

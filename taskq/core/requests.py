@@ -25,8 +25,11 @@ class Requests:
     def working(self) -> int:
         return len(self.open) - len(self.waiting)
 
-    def ask(self, seq: int, message: Any, resent: bool = False, session: bytes = b"", grant: Grant | None = None) -> list[tuple[int, fx.Command]]:
-        """The commands for the shards."""
+    def ask(
+        self, seq: int, message: Any, resent: bool = False, session: bytes = b"", grant: Grant | None = None, origin: int = 0
+    ) -> list[tuple[int, fx.Command]]:
+        """The commands for the shards.  `origin`: who asks, if it is another than usually."""
+        origin = origin or self.origin
         pieces = self.ring.split(message)
         if type(message) is m.Get and message.wait_ms:
             self.waiting.add(seq)
@@ -35,9 +38,9 @@ class Requests:
         if len(pieces) == 1:
             ((shard, piece, _),) = pieces
             self.open[seq] = None
-            return [(shard, fx.Command(self.origin, seq, piece, 0, resent, session, grant))]
+            return [(shard, fx.Command(origin, seq, piece, 0, resent, session, grant))]
         self.open[seq] = Gather(pieces)
-        return [(shard, fx.Command(self.origin, seq, piece, part, resent, session, grant)) for part, (shard, piece, _) in enumerate(pieces)]
+        return [(shard, fx.Command(origin, seq, piece, part, resent, session, grant)) for part, (shard, piece, _) in enumerate(pieces)]
 
     def answered(self, seq: int, part: int, answer: Any) -> Any:
         """The whole answer to the request, or None while pieces are missing."""

@@ -32,6 +32,7 @@ from taskq.gateway.answers import (
 )
 
 PIECE_BYTES = 4_096
+HEAD_END = b"\r\n\r\n"
 
 
 @attrs.frozen
@@ -327,6 +328,17 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def piece_bytes(data: bytes, requests: int) -> int:
+    """How much of this is fed at once: a piece, or less, so that at most so many heads end in it; one more if its end was cut in two."""
+    at = 0
+    for _ in range(requests):
+        found = data.find(HEAD_END, at, PIECE_BYTES)
+        if found < 0:
+            return min(len(data), PIECE_BYTES)
+        at = found + len(HEAD_END)
+    return at
 
 
 # ---- the sending side ----------------------------------------------------------------------------------------------------------------

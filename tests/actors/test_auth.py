@@ -15,6 +15,7 @@ from access_tokens import make
 
 from taskq import AsyncClient, testing
 from taskq.actors import http as http_module
+from taskq.actors import http_connection
 from taskq.actors import session as module
 from taskq.core import messages as m
 from taskq.core.access import SCOPES
@@ -339,7 +340,7 @@ async def test_a_token_counts_as_soon_as_it_is_made(house: House) -> None:
 
 async def test_after_ten_failures_the_next_are_told_late_and_the_right_token_is_not(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FAILURE_S", 0.5)
-    monkeypatch.setattr(http_module, "FAILURE_S", 0.5)
+    monkeypatch.setattr(http_connection, "FAILURE_S", 0.5)
     token = make(house.folder, "mailer", "produce", "read")
     loop = asyncio.get_running_loop()
 
@@ -480,7 +481,7 @@ async def test_a_token_is_taken_only_where_nobody_can_have_listened(house: House
     listener = http_listener(house.node)
     for authorization in (f"Authorization: Bearer {token}\r\n", ""):
         wire.written = b""
-        protocol = http_module.HttpProtocol(listener)
+        protocol = http_connection.HttpProtocol(listener)
         protocol.connection_made(wire)  # type: ignore[arg-type]
         protocol.data_received(f"GET /v1/workers HTTP/1.1\r\nHost: 127.0.0.1\r\n{authorization}\r\n".encode())
         for _ in range(5):

@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskq.actors.http import HttpListener, start_http
+from taskq.actors.local import LOCAL_ORIGIN
 from taskq.clock import SystemClock
 from taskq.core import messages as m
 from taskq.core.task import CANCELLED, PENDING, RUNNING, STATES
@@ -28,6 +30,7 @@ from taskq.ids import NIL, make_id, split
 
 README = b'{"task_type":"send_email","payload":{"to":"user@example.com"}}'
 JSON = {"Content-Type": "application/json"}
+FLOODING, PIPELINED = 100, 300
 SHORT = HttpLimits(head_s=0.1, request_s=0.3, idle_s=0.2, linger_s=0.1, sweep_s=0.02)
 
 
@@ -38,12 +41,14 @@ class Broker:
         self.states: dict[bytes, int] = {}
         self.payloads: dict[bytes, bytes] = {}
         self.asked: list[Any] = []
+        self.origins: list[int] = []
         self.held: list[tuple[Any, Callable[[Any], None]]] | None = None
         self.arrived = asyncio.Event()
         self._rng = random.Random(1)
 
-    def submit(self, message: Any, reply: Callable[[Any], None]) -> None:
+    def submit(self, message: Any, reply: Callable[[Any], None], **asker: Any) -> None:
         self.asked.append(message)
+        self.origins.append(asker["origin"])
         self.arrived.set()
         if self.held is not None:
             self.held.append((message, reply))
@@ -321,7 +326,7 @@ async def test_a_broken_request_is_answered_and_ends_only_its_own_connection(doo
 async def test_a_bug_is_a_500_that_shows_nothing_and_a_traceback_in_the_log(door: Door, caplog: pytest.LogCaptureFixture) -> None:
     door.broker.answer = lambda message: object()  # type: ignore[method-assign]
 
-    def broken(message: Any, reply: Any) -> None:
+    def broken(message: Any, reply: Any, **asker: Any) -> None:
         raise RuntimeError("secret")
 
     with caplog.at_level(logging.ERROR, "taskq.actors.http"):
@@ -335,7 +340,7 @@ async def test_a_bug_is_a_500_that_shows_nothing_and_a_traceback_in_the_log(door
 
 
 async def test_a_refusal_that_submit_raises_is_an_answer(door: Door) -> None:
-    def draining(message: Any, reply: Any) -> None:
+    def draining(message: Any, reply: Any, **asker: Any) -> None:
         raise Draining(retry_after_ms=3_000)
 
     door.listener._submit = draining
@@ -558,3 +563,50 @@ async def test_random_bytes_end_at_most_their_own_connection(chunks: list[bytes]
     assert statuses(await door.exchange(get("/healthz", "Connection: close"))) == [200]
     writer.close()
     await listener.close(1)
+
+
+async def test_each_connection_asks_in_its_own_name(door: Door) -> None:
+    def ask_twice(connection: http.client.HTTPConnection) -> None:
+        for _ in range(2):
+            ask(connection, "GET", "/v1/queues")
+
+    await door.client(ask_twice)
+    await door.client(ask_twice)
+    first, second = door.broker.origins[0], door.broker.origins[2]
+    assert door.broker.origins == [first, first, second, second]
+    assert first != second and max(first, second) < LOCAL_ORIGIN
+
+
+async def test_who_asks_one_thing_is_not_behind_all_that_others_have_sent(open_door: Open) -> None:
+    answered = 0
+
+    def status() -> dict[str, Any]:
+        nonlocal answered
+        answered += 1
+        return {"ready": True, "reason": ""}
+
+    door = await open_door(status=status)
+    with ExitStack() as flood:
+        for _ in range(FLOODING):
+            one = flood.enter_context(socket.create_connection(door.listener.address))
+            one.setblocking(False)
+            one.send(get("/readyz") * PIPELINED)
+        assert (await door.client(lambda connection: ask(connection, "POST", "/enqueue", README)))[0] == 201
+        assert answered < FLOODING * PIPELINED // 4
+
+
+async def test_no_more_than_sixteen_requests_of_a_connection_are_taken_at_a_time(door: Door) -> None:
+    door.broker.held = []
+    _, writer = await door.raw()
+    writer.write(get("/v1/queues") * 50)
+    await door.broker.arrived.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(door.broker.held) == HttpLimits().queued_max
+    writer.close()
+
+
+async def test_what_waits_for_its_turn_is_all_answered_in_order(door: Door) -> None:
+    body = b'{"task_type":"t",' + b"\r\n\r\n" * 2_000 + b'"payload":1}'
+    found = await door.exchange((get("/healthz") + post(body) + get("/nothing")) * 40 + get("/healthz", "Connection: close"))
+    assert statuses(found) == [200, 201, 404] * 40 + [200]

@@ -15,6 +15,7 @@ from taskq.actors.disk import BALLAST_BYTES, BALLAST_PART, FLOOR_BYTES, FLOOR_PA
 from taskq.actors.doors import FILES_SPARE, TcpLimits
 from taskq.actors.session import GREETING_BYTES_MAX, TURN_FRAMES, WAITS_MAX, WRITE_BUFFER_BYTES
 from taskq.actors.store import DIRTY_TASKS_MAX
+from taskq.actors.turns import TURN_REQUESTS, TURN_S
 from taskq.actors.watch import MEMORY_PART
 from taskq.cli import broker as broker_command
 from taskq.cli import people
@@ -158,6 +159,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "an HTTP request, and the reading of its answer": show_seconds(config.http_request_deadline),
         "an idle HTTP connection": show_seconds(config.http_idle),
         "requests of an HTTP connection that wait for answers": f"{http.queued_max}",
+        "requests of all HTTP connections in one turn": f"{TURN_REQUESTS}, or {round(TURN_S * 1000)}ms",
         "finished tasks that are kept": f"{config.finished_rows_max:,}",
         "memory for waiting tasks": show_bytes(config.hot_bytes_max),
         "memory of the broker": f"{MEMORY_PART:.0%} of what it may have",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
 from taskq.gateway.answers import STATUS, CrossOrigin, Response
-from taskq.gateway.http1 import PIECE_BYTES, HttpLimits, Interim, Receiver, Request, encode
+from taskq.gateway.http1 import PIECE_BYTES, HttpLimits, Interim, Receiver, Request, encode, piece_bytes
 
 LIMITS = HttpLimits(body_bytes_max=1_000, hosts=frozenset({"broker.example"}))
 POST = b'POST /enqueue?x=1 HTTP/1.1\r\nHost: localhost:3000\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{"a":1}'
@@ -249,3 +249,9 @@ def test_a_receiver_that_refused_is_freed_with_its_connection_and_not_by_a_colle
         assert left() is None
     finally:
         gc.enable()
+
+
+def test_a_piece_holds_no_more_ends_of_heads_than_there_is_room_for() -> None:
+    one = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert [piece_bytes(one * 5, room) for room in (1, 4, 5, 6)] == [len(one), 4 * len(one), 5 * len(one), 5 * len(one)]
+    assert piece_bytes(b"x" * 10_000, 1) == piece_bytes(b"x" * (PIECE_BYTES - 2) + b"\r\n\r\n", 1) == PIECE_BYTES

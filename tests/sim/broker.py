@@ -25,7 +25,7 @@ from taskq.core.messages import DURABILITY
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
 from taskq.ids import slot_of_id
-from taskq.node import GRACE_OF_LEASE, LOCAL_ORIGIN, Node
+from taskq.node import GRACE_OF_LEASE, Node
 from taskq.storage.journal import FileJournal
 from taskq.storage.recovery import load, recover
 
@@ -129,7 +129,7 @@ class SimNode(Node):
         for actor in self._shards:
             actor.wrong = watch.wrong
         self._store = await enter(self._storing(store, shared))
-        self._local = LocalSession(LOCAL_ORIGIN, self._house, self.clock.steady_ms, self._tell)
+        self._local = LocalSession(self._house, self.clock.steady_ms, self._tell)
         self._listener = await enter(self._listening())
         await enter(self._serving_http())
         for actor in self._shards:
