@@ -123,10 +123,12 @@ class Runner:
         pulse = asyncio.get_running_loop().create_task(self._beat_pulse())
         pulse.add_done_callback(self._pulse_over)
         await self._until(lambda: self._level > 0, None)
-        await self._drain()
+        if not self._is_broken:
+            await self._drain()
         self._leaving = True
         pulse.cancel()
-        await self._channel.stop()
+        self._flush()
+        await self._channel.stop(bye=not self._is_broken)
         await self._bench.close()
         self._watch.stop()
         log.info("stopped")
@@ -149,10 +151,15 @@ class Runner:
             self._changed.set()
 
     def _failed(self, error: BaseException) -> None:
-        """A bug of the worker itself: nothing can be trusted, the keeper starts a new runner."""
+        """A bug of the worker itself, or a task that broke it: a crash.  What runs is not given back, or it would run and break it without end."""
         log.critical("bug in the worker, the runner ends", exc_info=error)
+        self._notify({"last_words": f"{type(error).__name__} was raised in the worker itself"})
         self._code = EXIT_BUG
         self.stop(2)
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._code == EXIT_BUG
 
     def _fatal(self, text: str) -> None:
         """No restart would help."""
@@ -175,7 +182,7 @@ class Runner:
             self._bench.hand_back_all()
             await self._until(lambda: self._bench.idle, monotonic() + CANCEL_S)
         self._flush()
-        if self._code != EXIT_BUG:
+        if not self._is_broken:
             await self._until(lambda: self._link.idle, max(monotonic() + REPORT_S, end_s) if self._level < 2 else monotonic() + REPORT_S)
 
     async def _until(self, condition: Callable[[], bool], end_s: float | None) -> None:

@@ -137,7 +137,7 @@ async def test_a_bug_in_the_pulse_or_in_a_pool_ends_the_runner(broker: Any, work
     await worker.start(broker.url)
     await broker.expect(m.Keepalive, "keeper")
     broker.deliver((task, []))
-    assert (await broker.expect(m.Died, "keeper")).cause == f"exit code {EXIT_BUG}"
+    assert (await broker.expect(m.Died, "keeper")).cause == f"exit code {EXIT_BUG}: ZeroDivisionError was raised in the worker itself"
     _, errors = await worker.stop()
     assert "bug in the worker, the runner ends" in errors and "ZeroDivisionError" in errors
 

@@ -61,6 +61,11 @@ async def exit_in_signal():
     await asyncio.sleep(60)
 
 @app.task()
+async def break_the_worker():
+    asyncio.get_running_loop().set_task_factory(lambda loop, coroutine, **options: 1 / 0)
+    await asyncio.sleep(60)
+
+@app.task()
 async def raise_exit(): sys.exit(0)
 
 @app.task()
@@ -139,6 +144,15 @@ async def test_every_end_that_is_not_in_order_is_a_death_whatever_its_code(broke
     code, errors = await worker.stop()
     assert code == 0, errors
     assert errors.count("the runner ends") == 4
+
+
+async def test_what_a_task_breaks_in_the_worker_is_a_death_and_nothing_is_given_back_uncharged(broker: Any, worker: Any) -> None:
+    await worker.start(broker.url)
+    await new_runner(broker)
+    broker.deliver(("break_the_worker", []), ("pid", []))
+    died = await broker.expect(m.Died, "keeper")
+    assert died.cause == "exit code 70: ZeroDivisionError was raised in the worker itself"
+    assert not [frame for role, frame in broker.seen if role == "worker" and isinstance(frame.message, (m.Release, m.Bye))]
 
 
 async def test_an_exit_that_a_function_raises_is_its_own_failure(broker: Any, worker: Any) -> None:
