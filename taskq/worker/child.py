@@ -87,6 +87,7 @@ def main() -> None:
     leave_to_parent(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
     die_with_parent(start.parent_pid)
     pipe = socket.socket(fileno=start.fd)
+    pipe.setblocking(True)  # whatever the app has set as the default of its sockets
     os.set_inheritable(start.fd, False)
     copies = Copies()
     copies.keep_from(lambda: [start.fd], lambda: None)

@@ -1,7 +1,7 @@
 """What a process was given when it began, before any task ran: the template of the child processes, whatever tasks have changed meanwhile.
 
-Its working directory, which is kept open and so survives a new name, its environment (the locale with it), umask, limits, and which signals it
-blocked or ignored.
+Its Python, its working directory, which is kept open and so survives a new name, its environment (the locale with it), umask, limits, and which
+signals it blocked or ignored.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ LIMITS = tuple(sorted({getattr(resource, name) for name in dir(resource) if name
 class Origin:
     """See the module.  `blocked` and `ignored` are applied by the child itself, see `take_signals`."""
 
+    python: str
     directory: str
     directory_fd: int
     environ: dict[str, str]
@@ -35,6 +37,7 @@ class Origin:
     def here(cls) -> Origin:
         """As this process is now."""
         return cls(
+            python=sys.executable,
             directory=os.getcwd(),
             directory_fd=os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
             environ=dict(os.environ),
@@ -44,12 +47,12 @@ class Origin:
             ignored=sorted(_ignored()),
         )
 
-    def start(self, command: Sequence[str], pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
-        """A child process that has all of this, in a session of its own.  Raises OSError."""
+    def start(self, arguments: Sequence[str], pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+        """A Python with these arguments that has all of this, in a session of its own.  Raises OSError."""
         directory = f"/proc/self/fd/{self.directory_fd}"  # of the child, which has it too until it becomes another program
         with self._own_limits():
             return subprocess.Popen(
-                command,
+                [self.python, *arguments],
                 pass_fds=pass_fds,
                 cwd=directory if os.path.exists(directory) else self.directory,
                 env=self.environ,

@@ -17,7 +17,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
@@ -66,8 +65,8 @@ class Child(asyncio.Protocol):
             try:
                 with nullcontext(origin) if origin is not None else closing(Origin.here()) as given:
                     start = ChildStart(app, theirs.fileno(), os.getpid(), queues, given.blocked, given.ignored, logging)
-                    command = [sys.executable, "-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
-                    self._popen = given.start(command, [theirs.fileno()])
+                    arguments = ["-P", "-m", "taskq.worker.child", json.dumps(attrs.asdict(start))]
+                    self._popen = given.start(arguments, [theirs.fileno()])
             except OSError as error:
                 ours.close()
                 self._pool.child_refused(self, error)

@@ -179,6 +179,8 @@ def spoil(directory: str):
     os.environ["SPOILT"] = "yes"
     os.environ["LC_ALL"] = "C"
     os.umask(0o777)
+    sys.executable = "/nowhere"
+    socket.setdefaulttimeout(0.01)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 200), hard))
