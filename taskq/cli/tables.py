@@ -70,8 +70,8 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """A result as it is, into a file or a pipe; on a terminal it may do nothing but be read."""
-    print(printable_lines(text) if sys.stdout.isatty() else text)
+    """A result with its lines.  It may do nothing but be read, in a pipe too, which may end on a terminal; `--json` has it as it is."""
+    print(printable_lines(text))
 
 
 def jsonable(value: Any) -> Any:

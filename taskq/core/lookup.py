@@ -7,7 +7,7 @@ from collections import Counter
 import attrs
 
 from taskq.core import messages as m
-from taskq.core.access import READ, refusal
+from taskq.core.access import READ
 from taskq.core.attempt import lacks_texts, with_texts
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
@@ -20,15 +20,14 @@ WAIT_MS_MAX = 60_000
 
 
 def decide_get(book: Book, command: Command, now_ms: int, known: Known | None) -> Decision:
+    """Who may not read the queue is told what an id that never was is told: neither that the task is there, nor where."""
     message: m.Get = command.message
     task = book.tasks.get(message.id)
     if task is None and known is None:
         return [], FindLoad((message.id,), (), command)
     task = task or (known or {}).get(message.id)
-    if task is None:
+    if task is None or (command.grant is not None and not command.grant.allows(READ, task.queue)):
         return [], error_of(NotFound(f"no task {message.id.hex()}: it never existed, or its retention has passed", field="id"))
-    if command.grant is not None and (refused := refusal(command.grant, message, (task.queue,))):
-        return [], error_of(refused)
     if message.wait_ms and task.state not in FINAL:
         book.wait(message.id, command, now_ms + min(message.wait_ms, WAIT_MS_MAX))
         return [], None

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from taskq.cli.tables import CELL_CHARACTERS_MAX, Column, aligned, cell, print_json, print_table
+from taskq.cli.tables import CELL_CHARACTERS_MAX, Column, aligned, cell, print_json, print_table, print_text
 
 COLUMNS = (Column("name", "name"), Column("tasks", "tasks", number=True))
 
@@ -53,3 +53,8 @@ def test_json_has_bytes_as_hex_digits(capsys: pytest.CaptureFixture[str]) -> Non
 def test_brackets_are_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(COLUMNS, [{"name": "[red]x", "tasks": 1}])
     assert "[red]x" in capsys.readouterr().out
+
+
+def test_a_result_that_is_text_moves_no_cursor_in_a_pipe_either(capsys: pytest.CaptureFixture[str]) -> None:
+    print_text("first\n\tsecond \x1b]0;owned\x07 \x9b31m \u202e")
+    assert capsys.readouterr().out == "first\n\tsecond \\x1b]0;owned\\x07 \\x9b31m \\u202e\n"
