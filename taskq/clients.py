@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from taskq.batch import Encoded
 from taskq.blocking import Client
 from taskq.client import AsyncClient
-from taskq.connection import address_from_environment
-from taskq.durations import Duration
+from taskq.connection import Address, address_from_environment
+from taskq.durations import Duration, seconds
 from taskq.handle import TaskHandle
 from taskq.loops import refuse_on_loop
 from taskq.options import Options
@@ -48,9 +48,12 @@ class Clients(Protocol):
 
 
 class Connections:
-    """Clients of one broker."""
+    """Clients of one broker.  An address or deadline that is not valid is refused here, before anything is enqueued."""
 
     def __init__(self, url: str | None, token: str | None, deadline: Duration, tls_ca: str | None) -> None:
+        if url is not None:
+            Address.parse(url)
+        seconds(deadline, "deadline")
         self._url = url
         self._token = token
         self._deadline = deadline

@@ -10,6 +10,7 @@ import pytest
 
 from taskq import App, AsyncClient, Discard, ResultTimeout, Retry, TaskFailed, testing
 from taskq.core import messages as m
+from taskq.errors import ConfigError
 from taskq.worker.registry import TaskDefinition
 
 
@@ -70,6 +71,25 @@ class TestDefining:
 
             @app.task(**settings)
             def task() -> None: ...
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"url": "redis://localhost"}, "write host:port"),
+            ({"url": "http://localhost:3000"}, "write host:port"),
+            ({"url": "localhost:99999"}, "write host:port"),
+            ({"url": ""}, "write host:port"),
+            ({"deadline": "x"}, "deadline"),
+            ({"deadline": -1}, "deadline"),
+        ],
+    )
+    def test_an_app_refuses_a_wrong_address_or_deadline_when_it_is_made(self, settings: dict[str, Any], words: str) -> None:
+        with pytest.raises((ConfigError, ValueError), match=words):
+            App(**settings)
+
+    def test_an_app_refuses_to_use_a_wrong_address(self, app: App) -> None:
+        with pytest.raises(ConfigError, match="write host:port"):
+            app.use("redis://localhost")
 
     def test_an_async_function_has_no_place_in_a_thread(self, app: App) -> None:
         with pytest.raises(TypeError, match="def"):
