@@ -6,7 +6,8 @@
 
 It looks a few times a second.  Between two looks every new task is charged with the most that it can take, and what was admitted and is not
 written everywhere yet counts as taken: so that the fastest writer stops at the floor, not at the wall.  Near the floor it has journal and store
-give back what they can.  When there is space again, admission comes back, and then the ballast.
+give back what they can; a second later, if that was not enough, it says how much is short of what should be free, and the store lets finished
+tasks go for it.  When there is space again, admission comes back, and then the ballast.
 
 It knows sizes only, not what they are made of.
 """
@@ -28,6 +29,8 @@ FLOOR_BYTES, FLOOR_PART = 512 * MIB, 0.1
 BALLAST_BYTES, BALLAST_PART = 64 * MIB, 0.02
 # admission comes back when there is so much more than the floor, lest it come and go with every task
 MARGIN_PART = 0.1
+# so much more than the floor should be free, or journal, store and finished tasks give way
+NEAR_PART = 0.5
 # of the floor so much must be free on the disk itself, however much the store has to spare
 OUTSIDE_PART = 0.25
 RECLAIM_S = 1.0
@@ -76,7 +79,7 @@ class Ballast:
 
 class DiskGuard:
     """`owed`: what is admitted and will still be written.  `spare`: what the store can take without growing.  `reclaim` has journal and store give
-    back what they can."""
+    back what they can, and the store so many bytes more of finished tasks."""
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class DiskGuard:
         admission: Admission,
         owed: Callable[[], int],
         spare: Callable[[], int],
-        reclaim: Callable[[], None],
+        reclaim: Callable[[int], None],
     ) -> None:
         self.ballast = ballast
         self.floor = _size(ballast.path.parent, floor, FLOOR_BYTES, FLOOR_PART)
@@ -93,6 +96,7 @@ class DiskGuard:
         self._owed, self._spare, self._reclaim = owed, spare, reclaim
         self._loop = asyncio.get_running_loop()
         self._reclaim_at_s = 0.0
+        self._is_near = False
         self._making: asyncio.Future[None] | None = None
 
     def look(self) -> None:
@@ -114,9 +118,19 @@ class DiskGuard:
         if is_low != was_low:
             told = "is refused until there is space" if is_low else "is admitted again"
             log.warning("%s free on the disk, the limit is %s: new work %s", show_mib(free), show_mib(self.floor), told)
-        if free - owed <= self.floor * (1 + MARGIN_PART) and self._loop.time() >= self._reclaim_at_s:
+        self._keep_away(free, owed)
+
+    def _keep_away(self, free: int, owed: int) -> None:
+        """Near the floor, what costs nobody anything goes first.  Finished tasks leave room in the store alone: where the disk itself has none, as
+        something else fills it, they would go for nothing."""
+        enough = int(self.floor * (1 + NEAR_PART))
+        if free - owed > enough:
+            self._is_near = False
+        elif self._loop.time() >= self._reclaim_at_s:
             self._reclaim_at_s = self._loop.time() + RECLAIM_S
-            self._reclaim()
+            helps = self._is_near and free - owed > self.floor * OUTSIDE_PART
+            self._reclaim(max(0, enough - (free - owed + self._spare())) if helps else 0)
+            self._is_near = True
 
     def _keep_ballast(self, free: int, owed: int) -> None:
         ballast = self.ballast

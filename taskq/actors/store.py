@@ -4,6 +4,9 @@ It owns the order on the store: loads and flushes pass one by one, so no answer 
 the tasks whose rows are behind as they are at one moment, waits until the journal is synced up to that moment, and commits them with its LSN.
 Their rows are made in slices between the turns of the loop; a task that is about to change meanwhile has its row made first.
 
+Finished tasks are pruned when their retention has passed, and before that if the disk is nearly full: the oldest first, a few at a time, but none
+that ended just now.
+
 A flush comes each FLUSH_S, or as soon as FLUSH_TASKS are behind: a task that comes and goes between two flushes costs the store one row
 instead of three.
 """
@@ -11,6 +14,7 @@ instead of three.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -39,9 +43,15 @@ FLUSH_TASKS = 100_000
 SLICE_TASKS = 500
 DIRTY_TASKS_MAX = 200_000
 PRUNE_S = 10.0
+# a finished task is there for so long at least, that its result can be fetched
+SHED_AGE_MS = 5_000
+SHED_TASKS = 64
+SHED_TOLD_S = 60.0
 # so many ids and keys are looked up at once
 FIND_NAMES = 2_000
 ID = COLUMNS.index("id")
+
+log = logging.getLogger("taskq.store")
 
 
 class StoreActor:
@@ -70,7 +80,8 @@ class StoreActor:
         self._bytes_max = backlog_bytes_max
         self._taken_tasks = 0
         self._flushed_bytes = journal.bytes_submitted
-        self.spare_bytes = 0
+        self.spare_bytes = self._short_bytes = self._shed_tasks = 0
+        self._shed_told_s = -SHED_TOLD_S
         self.flushed_lsn = journal.last_lsn
         self._loop = asyncio.get_running_loop()
         self._next_prune = self._loop.time()
@@ -94,9 +105,9 @@ class StoreActor:
         if dirty or self._loop.time() >= self._next_prune or self._is_to_look_ahead():
             self._wake.set()
 
-    def reclaim(self) -> None:
-        """The disk is nearly full: give back what can be given back, soon."""
-        self._reclaiming = True
+    def reclaim(self, short_bytes: int = 0) -> None:
+        """The disk is nearly full: give back what can be given back, soon, and let finished tasks go for so many bytes more."""
+        self._reclaiming, self._short_bytes = True, short_bytes
         self._wake.set()
 
     def spill(self) -> None:
@@ -130,6 +141,7 @@ class StoreActor:
                     next_flush = loop.time() + FLUSH_S
                 if self._reclaiming:
                     await self._give_back()
+                    await self._shed()
                 if loop.time() >= self._next_prune:
                     await self._prune()
                     self._next_prune = loop.time() + PRUNE_S
@@ -255,15 +267,44 @@ class StoreActor:
         self._shared.before_change = outside_of_flush
 
     async def _prune(self) -> None:
+        retention = self._retention(self._clock.now_ms())
+        while await self._forget(retention) >= retention.rows_max:
+            if self._loads or self._dirty_tasks() >= FLUSH_TASKS:
+                break
+
+    async def _shed(self) -> None:
+        """Let the oldest finished tasks go until the store can take what is short, or none is left but the youngest.  The steps follow what the
+        last one freed, so that not many more go than must."""
+        short, self._short_bytes = self._short_bytes, 0
+        wanted, step = self.spare_bytes + short, SHED_TASKS
+        while self.spare_bytes < wanted and self._dirty_tasks() < FLUSH_TASKS:
+            now_ms, before = self._clock.now_ms(), self.spare_bytes
+            retention = self._retention(now_ms)
+            before_ms = max(retention.finished_before_ms, now_ms - SHED_AGE_MS)
+            rows = await self._forget(attrs.evolve(retention, finished_before_ms=before_ms, rows_max=step))
+            if not rows:
+                break
+            self._shed_tasks += rows
+            self.spare_bytes = await self._store.shrink()
+            step = min(retention.rows_max, max(1, rows * (wanted - self.spare_bytes) // max(1, self.spare_bytes - before)))
+            await self._answer_loads()
+        self._tell_shed()
+
+    def _tell_shed(self) -> None:
+        """In the log, once in a while."""
+        if self._shed_tasks and self._loop.time() >= self._shed_told_s + SHED_TOLD_S:
+            log.warning("the disk is nearly full: %d finished tasks were dropped before their retention had passed", self._shed_tasks)
+            self._shed_tasks, self._shed_told_s = 0, self._loop.time()
+
+    async def _forget(self, retention: Retention) -> int:
+        """Delete what the retention allows, in one step, and remember what must be of it; how many rows it were."""
         ids = self._shared.ids
         ids_until_ms = ids.now_ms(self._clock.steady_ms()) + FRESH_MS
-        retention = attrs.evolve(self._retention(self._clock.now_ms()), ids_until_ms=ids_until_ms)
-        while (pruned := await self._store.prune(retention)).rows:
-            ids.note_pruned(pruned.id_ms_max, pruned.ahead_ms_max)
-            for queue, tasks in pruned.failed:
-                self._shards[self._ring.of_queue(queue)].tell(Command(0, 0, Forgotten(queue, tasks)))
-            if self._loads or self._dirty_tasks() >= FLUSH_TASKS or pruned.rows < retention.rows_max:
-                break
+        pruned = await self._store.prune(attrs.evolve(retention, ids_until_ms=ids_until_ms))
+        ids.note_pruned(pruned.id_ms_max, pruned.ahead_ms_max)
+        for queue, tasks in pruned.failed:
+            self._shards[self._ring.of_queue(queue)].tell(Command(0, 0, Forgotten(queue, tasks)))
+        return pruned.rows
 
     async def stop(self) -> None:
         """Flush everything."""

@@ -21,14 +21,15 @@ class Desk:
     """A guard, and what it sees."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.free, self.owed, self.spare, self.reclaimed = 1_000 * MIB, 0, 0, 0
+        self.free, self.owed, self.spare = 1_000 * MIB, 0, 0
+        self.reclaimed: list[int] = []
         monkeypatch.setattr(disk, "free_bytes", lambda folder: self.free)
         monkeypatch.setattr(disk, "RECLAIM_S", 0.0)
         self.admission = Admission()
         self.guard = DiskGuard(Ballast(folder, BALLAST), FLOOR, self.admission, lambda: self.owed, lambda: self.spare, self._reclaim)
 
-    def _reclaim(self) -> None:
-        self.reclaimed += 1
+    def _reclaim(self, short: int) -> None:
+        self.reclaimed.append(short // MIB)
 
     def look(self, free: int, owed: int = 0, spare: int = 0) -> str:
         """The code of the refusal, if there is one, with so many MiB free."""
@@ -71,11 +72,37 @@ async def test_a_writer_cannot_reach_the_wall_between_two_looks(desk: Desk) -> N
 
 
 async def test_near_the_floor_the_journal_and_the_store_give_back_what_they_can(desk: Desk) -> None:
-    desk.look(free=111)
-    assert desk.reclaimed == 0
-    desk.look(free=109)
-    desk.look(free=50)
-    assert desk.reclaimed == 2
+    desk.look(free=151)
+    assert desk.reclaimed == []
+    desk.look(free=149)
+    assert desk.reclaimed == [0]
+
+
+async def test_what_is_short_after_that_is_asked_of_finished_tasks(desk: Desk) -> None:
+    desk.look(free=130)
+    desk.look(free=130)
+    desk.look(free=130, owed=20, spare=10)
+    desk.look(free=130, spare=25)
+    assert desk.reclaimed == [0, 20, 30, 0]
+
+
+async def test_a_disk_that_is_well_again_begins_with_what_costs_nobody_anything(desk: Desk) -> None:
+    for free in (130, 130, 200, 130):
+        desk.look(free=free)
+    assert desk.reclaimed == [0, 20, 0]
+
+
+async def test_no_finished_task_goes_for_a_disk_that_something_else_fills(desk: Desk) -> None:
+    for _ in range(3):
+        assert desk.look(free=25, spare=50) == "DISK_LOW"
+    assert desk.reclaimed == [0, 0, 0]
+
+
+async def test_between_two_requests_to_give_back_there_is_time_to_do_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "RECLAIM_S", 3600.0)
+    for _ in range(5):
+        desk.look(free=130)
+    assert desk.reclaimed == [0]
 
 
 async def test_space_inside_the_store_counts_but_some_must_be_free_outside(desk: Desk) -> None:
@@ -138,7 +165,7 @@ async def test_a_ballast_of_another_size_is_made_anew_and_none_is_none(tmp_path:
 async def test_the_limits_are_taken_from_the_size_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for size, floor, ballast in ((64 * MIB, int(6.4 * MIB), int(1.28 * MIB)), (1 << 40, 512 * MIB, 64 * MIB)):
         monkeypatch.setattr(os, "statvfs", lambda folder, size=size: os.statvfs_result((4096, 4096, size // 4096, 0, 0, 0, 0, 0, 0, 255)))
-        guard = DiskGuard(Ballast(tmp_path, "auto"), "auto", Admission(), lambda: 0, lambda: 0, lambda: None)
+        guard = DiskGuard(Ballast(tmp_path, "auto"), "auto", Admission(), lambda: 0, lambda: 0, lambda short: None)
         assert (guard.floor, guard.ballast.size) == (floor, ballast)
         monkeypatch.undo()
 
@@ -146,6 +173,6 @@ async def test_the_limits_are_taken_from_the_size_of_the_disk(tmp_path: Path, mo
 async def test_without_a_floor_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 0)
     admission = Admission()
-    DiskGuard(Ballast(tmp_path, 0), 0, admission, lambda: 0, lambda: 0, lambda: None).look()
+    DiskGuard(Ballast(tmp_path, 0), 0, admission, lambda: 0, lambda: 0, lambda short: None).look()
     await asyncio.sleep(0)
     assert admission.refusal is None

@@ -2,7 +2,8 @@
 
 A cycle of an odd seed: producers and a worker on a real broker, until it refuses with DISK_LOW.  Then it must be alive, some space must be left, and
 what runs must be able to end.  Then something else fills the disk to the last byte: the broker lives on its ballast, or stops.  Then there is space:
-it admits again, without a restart if it lived.  Then it is killed and started again, and everything that it ever acknowledged must be there.
+it admits again, without a restart if it lived.  Then it is killed and started again, and everything that it ever acknowledged must be there, but
+for tasks that ran and were dropped early to make room.
 
 A cycle of an even seed: the disk is filled by something else in the middle of the load, which may well be the wall for the broker.
 
@@ -55,6 +56,7 @@ app = App()
 
 @app.task(queue="quick")
 async def echo(number: int, text: str) -> int:
+    with open("echoed", "a") as echoed: echoed.write(f"{number}\\n")
     return number
 
 @app.task(queue="held")
@@ -68,7 +70,7 @@ async def hold(number: int, path: str) -> int:
 @attrs.define
 class Outcome:
     """What one cycle found.  `free_kib`: what was left when the broker refused.  `lived`: it outlived a disk without a byte.  `started_full`: it
-    had not, and could be started again while the disk was full."""
+    had not, and could be started again while the disk was full.  `dropped`: tasks that had run, and are gone."""
 
     acknowledged: int = 0
     completed: int = 0
@@ -77,6 +79,7 @@ class Outcome:
     lived: int = 0
     started_full: int = 0
     again_ms: int = 0
+    dropped: int = 0
     lost: int = 0
     wrong: list[str] = attrs.field(factory=list)
 
@@ -289,14 +292,18 @@ class Cycle:
             await asyncio.sleep(0.05)
 
     async def check(self, client: AsyncClient) -> None:
-        """Everything acknowledged is there, and what was shown as completed still is."""
+        """Everything acknowledged is there or had run, and what was shown as completed still is."""
         found = {}
         ids = list(self.acknowledged)
         for at in range(0, len(ids), 500):
             some = ids[at : at + 500]
             found.update(zip(some, await asyncio.gather(*(self._look(client, task_id) for task_id in some)), strict=True))
         self.outcome.acknowledged = len(ids)
-        self.outcome.lost = sum(info is None for info in found.values())
+        echoed = self.home / "echoed"
+        ran = {int(line) for line in echoed.read_text().splitlines()} if echoed.exists() else set()
+        gone = [task_id for task_id, info in found.items() if info is None]
+        self.outcome.dropped = sum(task_id in self.completed or self.acknowledged[task_id] in ran for task_id in gone)
+        self.outcome.lost = len(gone) - self.outcome.dropped
         for task_id, info in found.items():
             if info is None:
                 continue

@@ -12,9 +12,9 @@ import pytest
 from programs import WAIT_S
 
 from taskq import App, AsyncClient, testing
-from taskq.actors import disk
-from taskq.config import BrokerConfig
-from taskq.errors import DiskLow, Overloaded, QueueFull
+from taskq.actors import disk, store
+from taskq.config import MIB, BrokerConfig
+from taskq.errors import DiskLow, NotFound, Overloaded, QueueFull
 from taskq.node import Node
 
 TASK = {"task_type": "work", "payload": {"number": 1}}
@@ -113,6 +113,54 @@ async def test_a_disk_that_is_low_refuses_enqueues_only_and_admits_again_by_itse
         assert await client.cancel(delayed.id) == "cancelled"
         free = 1 << 40
         assert (await client.enqueue("work", {}, deadline=10)).created
+
+
+async def test_finished_tasks_that_fill_the_disk_make_room_for_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def free_bytes(folder: Path) -> int:
+        return 64 * MIB - sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file() and path.exists())
+
+    monkeypatch.setattr(disk, "free_bytes", free_bytes)
+    monkeypatch.setattr(disk, "RECLAIM_S", 0.05)
+    monkeypatch.setattr(store, "SHED_AGE_MS", 0)
+    async with testing.broker(data=tmp_path, disk_free_bytes_min="32MiB", ballast_bytes=0) as node, AsyncClient(node.tcp, deadline=20) as client:
+        tasks = []
+        for _ in range(40):
+            tasks.append(await client.enqueue("work", {"text": "x" * (MIB - 1_000)}))
+            assert await client.cancel(tasks[-1].id) == "cancelled"
+        with pytest.raises(NotFound):
+            await tasks[0].info()
+    assert "finished tasks were dropped before their retention had passed" in caplog.text
+
+
+async def test_what_is_unfinished_or_ended_just_now_is_kept_on_a_low_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with testing.broker(data=tmp_path) as node, AsyncClient(node.tcp) as client:
+        waiting = await client.enqueue("work", {})
+        ended = await client.enqueue("work", {})
+        assert await client.cancel(ended.id) == "cancelled"
+        monkeypatch.setattr(store, "SHED_AGE_MS", 3_600_000)
+        await _shed(node)
+        assert (await ended.info()).state == "cancelled"
+        monkeypatch.setattr(store, "SHED_AGE_MS", -1_000)
+        await _shed(node)
+        assert (await waiting.info()).state == "pending"
+        with pytest.raises(NotFound):
+            await ended.info()
+
+
+async def _shed(node: Node) -> None:
+    """Have finished tasks make room for more than there is, and wait until that is done."""
+    done, shed = asyncio.Event(), node._store._shed
+
+    async def telling() -> None:
+        await shed()
+        done.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node._store, "_shed", telling)
+        node._store.reclaim(1 << 40)
+        await asyncio.wait_for(done.wait(), WAIT_S)
 
 
 async def test_over_its_limit_of_memory_the_broker_refuses_new_tasks() -> None:
