@@ -118,6 +118,13 @@ class QueueFull(Answer):
     retryable = True
 
 
+class QueuesFull(Answer):
+    """The broker has as many queues as it may have, or this access token has brought its share of them; retry when some have run empty."""
+
+    code = "QUEUES_FULL"
+    retryable = True
+
+
 class DiskLow(Answer):
     """The broker's disk is nearly full, so it admits nothing new; what it has goes on.  Retry when there is space."""
 

@@ -22,10 +22,11 @@ from taskq.core.consumer import Consumer, Consumers
 from taskq.core.followers import Crew, Followers, Key
 from taskq.core.idtime import IdTime
 from taskq.core.line import TASK_BYTES, Budget
+from taskq.core.names import Names
 from taskq.core.queue import Queue
 from taskq.core.recent import Recent
 from taskq.core.task import CRASHES_ALONE, DIRTY, FAILED, PENDING, RUNNING, TAKEN, TIMED, InvariantError, Task
-from taskq.errors import Answer, BadRequest
+from taskq.errors import Answer
 from taskq.ids import SLOTS, slot_of_queue
 
 SESSION = attrgetter("session")
@@ -57,7 +58,7 @@ def _without_flush(task: Task) -> None:
 
 @attrs.define(eq=False)
 class Shared:
-    """What the shards of one broker share.  `queues`: how many there are in all shards.  `held`: the leases of the sessions, by shard.  `alone`:
+    """What the shards of one broker share.  `names`: of the queues of all shards.  `held`: the leases of the sessions, by shard.  `alone`:
     see alone.py.  `crews` and `turns`: see followers.py.  `before_change` is called with a task that a flush has taken, before it changes."""
 
     sequence: Sequence64
@@ -74,8 +75,11 @@ class Shared:
     durability: int = m.FSYNC
     ids: IdTime = attrs.field(factory=IdTime)
     recent: Recent = attrs.field(factory=Recent)
-    queues: int = 0
+    names: Names = attrs.field(init=False)
     before_change: Callable[[Task], None] = _without_flush
+
+    def __attrs_post_init__(self) -> None:
+        self.names = Names(self.limits.queues_max)
 
 
 class Book:
@@ -129,25 +133,24 @@ class Book:
     def owns_queue(self, name: str) -> bool:
         return self.owns_slot(slot_of_queue(name))
 
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str, bringer: str = "") -> Queue:
+        """The queue; a new one counts for who brought it (names.py)."""
         queue = self.queues.get(name)
         if queue is None:
-            queue = self.queues[name] = Queue(name, self.shared.budget)
+            queue = self.queues[name] = Queue(name, self.shared.budget, bringer=bringer)
             self.idle[name] = None
-            self.shared.queues += 1
+            self.shared.names.add(bringer)
         return queue
 
-    def refusal(self, name: str, tasks: int, payload_bytes: int) -> Answer | None:
-        """Why this queue may not get so many new tasks, with so much payload."""
+    def refusal(self, name: str, tasks: int, payload_bytes: int, bringer: str) -> Answer | None:
+        """Why this queue may not get so many new tasks, with so much payload, from somebody with this token ("": none)."""
         refusal = self.admission.refusal
         if refusal is not None:
             return refusal
         queue = self.queues.get(name)
         if queue is not None:
             return full(self.limits, name, queue.length + tasks, queue.bytes + payload_bytes)
-        if self.shared.queues >= self.limits.queues_max:
-            return BadRequest(f"queue: the broker may have {self.limits.queues_max:,} queues (queues_max); use task types or keys", field="queue")
-        return full(self.limits, name, tasks, payload_bytes)
+        return self.shared.names.refusal(bringer) or full(self.limits, name, tasks, payload_bytes)
 
     @staticmethod
     def unpack_tokens(block: bytes, count: int) -> tuple[int, ...]:
@@ -192,16 +195,16 @@ class Book:
         return {queue.name: queue.bytes for queue in changed}
 
     def forget_queues(self, names: Iterable[str]) -> None:
-        """Leave out those of these queues that have nothing, once there are many; a flush has taken their sizes."""
+        """Leave out those of these queues that have nothing, once there are many or names are scarce; a flush has taken their sizes."""
         self.idle.update(dict.fromkeys(names))
-        if len(self.queues) <= QUEUES_MANY:
+        if len(self.queues) <= QUEUES_MANY and not self.shared.names.is_scarce():
             return
         idle, self.idle = self.idle, {}
         for name in idle:
             queue = self.queues.get(name)
             if queue is not None and not (queue.length or queue.counts[FAILED] or queue.bytes != queue.bytes_taken):
                 del self.queues[name]
-                self.shared.queues -= 1
+                self.shared.names.drop(queue.bringer)
 
     def leases_of(self, session: bytes) -> int:
         """The tasks that a session has, of all shards."""

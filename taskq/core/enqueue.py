@@ -71,7 +71,11 @@ def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | Non
         if unsure is not None:
             return [], unsure
         known = {}
-    return _admit(book, message, ids, slot, now_ms, known, errors, doubtful, command.resent)
+    bringer = command.grant.name if command.grant is not None else ""
+    records, reply = _admit(book, message, ids, slot, now_ms, known, errors, doubtful, command.resent, bringer)
+    if records and message.queue not in book.queues:
+        book.queue(message.queue, bringer)
+    return records, reply
 
 
 def error_of(answer: Answer) -> m.Error:
@@ -158,9 +162,10 @@ def _admit(
     errors: dict[int, Answer],
     doubtful: Collection[bytes],
     resent: bool,
+    bringer: str,
 ) -> Decision:
     count = len(ids)
-    if not (errors or known or doubtful) and message.keys == [None] and _are_new(book, ids) and _fits(book, message):
+    if not (errors or known or doubtful) and message.keys == [None] and _are_new(book, ids) and _fits(book, message, bringer):
         return _all_new(book, message, ids, slot, now_ms)
     outcomes, states = bytearray(count), bytearray(count)
     keys = column(message.keys, count)
@@ -193,7 +198,7 @@ def _admit(
         else:
             errors[at], outcomes[at] = (IdConflict(field="id") if twin_id == task_id else _key_conflict(text, twin_id)), m.REFUSED
     chosen = [at for at in range(count) if outcomes[at] == m.CREATED]
-    fitting, refusal = _fitting(book, message, chosen)
+    fitting, refusal = _fitting(book, message, chosen, bringer)
     if refusal is not None:
         if not fitting and len(chosen) == count:
             return [], error_of(refusal)
@@ -222,19 +227,19 @@ def _are_new(book: Book, ids: list[bytes]) -> bool:
     return len(set(ids)) == len(ids) and book.tasks.keys().isdisjoint(ids)
 
 
-def _fits(book: Book, message: m.Enqueue) -> bool:
-    return book.refusal(message.queue, len(message.payloads), sum(map(len, message.payloads))) is None
+def _fits(book: Book, message: m.Enqueue, bringer: str) -> bool:
+    return book.refusal(message.queue, len(message.payloads), sum(map(len, message.payloads)), bringer) is None
 
 
-def _fitting(book: Book, message: m.Enqueue, chosen: list[int]) -> tuple[list[int], Answer | None]:
+def _fitting(book: Book, message: m.Enqueue, chosen: list[int], bringer: str) -> tuple[list[int], Answer | None]:
     """The first of these new tasks, as many as there is room for, and why for no more."""
     total = sum(len(message.payloads[at]) for at in chosen)
-    if not chosen or book.refusal(message.queue, len(chosen), total) is None:
+    if not chosen or book.refusal(message.queue, len(chosen), total, bringer) is None:
         return chosen, None
     payload_bytes = 0
     for place, at in enumerate(chosen):
         payload_bytes += len(message.payloads[at])
-        refusal = book.refusal(message.queue, place + 1, payload_bytes)
+        refusal = book.refusal(message.queue, place + 1, payload_bytes, bringer)
         if refusal is not None:
             return chosen[:place], refusal
     raise InvariantError("all of the tasks fit one by one, but not together")

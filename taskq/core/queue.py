@@ -25,7 +25,7 @@ CRASHES, OPTIONS = attrgetter("crashes"), attrgetter("options")
 @attrs.define(eq=False)
 class Queue:
     """`bytes`: the payloads of its unfinished tasks; `bytes_taken`: the same when a flush last asked.  `pace`: None while few tasks wait.
-    `pickers`: by the task types of those who asked.  `tails`: the lines that may have cold tasks."""
+    `pickers`: by the task types of those who asked.  `tails`: the lines that may have cold tasks.  `bringer`: see names.py."""
 
     name: str
     budget: Budget
@@ -36,6 +36,7 @@ class Queue:
     pace: Pace | None = None
     pickers: dict[frozenset[str], Picker] = attrs.field(factory=dict)
     tails: dict[Line, None] = attrs.field(factory=dict)
+    bringer: str = ""
     apart: Line = attrs.field(init=False)
     _options: Options | None = None
     _line: Line | None = None

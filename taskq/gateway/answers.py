@@ -125,6 +125,7 @@ STATUS: dict[str, int] = {
     "EXPECTATION_FAILED": 417,
     "WRONG_HOST": 421,
     "QUEUE_FULL": 429,
+    "QUEUES_FULL": 429,
     "HEADERS_TOO_LARGE": 431,
     "INTERNAL": 500,
     "OVERLOADED": 503,

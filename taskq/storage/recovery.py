@@ -83,7 +83,7 @@ NO_LINE = NoLine("", 0, "", Budget(0))
 
 
 class Scratch(Shard):
-    def queue(self, name: str) -> Queue:
+    def queue(self, name: str, bringer: str = "") -> Queue:
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = Lineless(name, self.shared.budget)

@@ -238,7 +238,6 @@ class World:
             self.shared,
             budget=Budget(self.shared.budget.bytes_max),
             consumers={},
-            queues=0,
             held={},
             alone={},
             tokens=Sequence64(self.shared.tokens.following + (1 << 40)),

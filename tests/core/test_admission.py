@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from small_world import PASS_MS, Worker, World, enqueue_of
 
-from taskq.core import book
 from taskq.core import messages as m
+from taskq.core.access import Grant
 from taskq.core.admission import Admission, Lateness, disk_bytes
+from taskq.core.names import share_of
 from taskq.errors import DiskLow, Draining, Overloaded
 
 
@@ -131,20 +134,59 @@ def test_a_task_that_exists_needs_no_room() -> None:
     assert outcomes(world.client.ask(mixed, resent=True)) == [m.EXISTS, m.REFUSED]
 
 
-def test_a_broker_has_only_so_many_queues_and_empty_ones_make_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(book, "QUEUES_MANY", 0)
+def test_a_broker_has_only_so_many_queues_and_empty_ones_make_place() -> None:
     world = limited(queues_max=3)
     ids = [world.enqueue(b"x", queue=f"q{number}")[0] for number in range(3)]
     told = world.client.ask(enqueue_of(b"x", queue="q3"))
-    assert (told.code, told.field) == ("BAD_REQUEST", "queue") and "(queues_max)" in told.message
+    assert (told.code, told.field, told.retryable) == ("QUEUES_FULL", "queue", True) and "(queues_max)" in told.message and told.retry_after_ms
     world.enqueue(b"x", queue="q0")
     world.client.ask(m.Cancel(ids[1]))
     world.flushed()
     world.enqueue(b"x", queue="q3")
-    assert world.client.ask(enqueue_of(b"x", queue="q4")).code == "BAD_REQUEST"
-    assert world.shared.queues == sum(len(shard.queues) for shard in world.shards) == 3
+    assert world.client.ask(enqueue_of(b"x", queue="q4")).code == "QUEUES_FULL"
+    assert world.shared.names.count == sum(len(shard.queues) for shard in world.shards) == 3
     world.restart()
-    assert world.client.ask(enqueue_of(b"x", queue="q4")).code == "BAD_REQUEST"
+    assert world.client.ask(enqueue_of(b"x", queue="q4")).code == "QUEUES_FULL"
+
+
+def with_token(world: World, name: str) -> Any:
+    session = world.client.session
+    session.grant = Grant(name, (("admin", "*"),))
+    return world.client
+
+
+def test_a_token_brings_no_more_queues_than_its_share_and_takes_no_name_of_others() -> None:
+    world = limited(queues_max=800)
+    for number in range(200):
+        with_token(world, "greedy").ask(enqueue_of(b"x", queue=f"q{number}"))
+    told = with_token(world, "greedy").ask(enqueue_of(b"x", queue="q200"))
+    assert (told.code, told.retryable) == ("QUEUES_FULL", True) and "token greedy may bring 200" in told.message
+    assert outcomes(with_token(world, "greedy").ask(enqueue_of(b"x", queue="q0"))) == [m.CREATED]
+    assert outcomes(with_token(world, "other").ask(enqueue_of(b"x", queue="q200"))) == [m.CREATED]
+    assert world.shared.names.brought == {"greedy": 200, "other": 1}
+
+
+def test_a_token_whose_queues_run_empty_may_bring_others() -> None:
+    world = limited(queues_max=400)
+    asked = [with_token(world, "greedy").ask(enqueue_of(b"x", queue=f"q{number}")) for number in range(100)]
+    assert world.client.ask(enqueue_of(b"x", queue="more")).code == "QUEUES_FULL"
+    for told in asked[:10]:
+        world.client.ask(m.Cancel(told.ids))
+    world.flushed()
+    assert world.shared.names.brought == {"greedy": 90}
+    assert outcomes(world.client.ask(enqueue_of(b"x", queue="more"))) == [m.CREATED]
+    world.check()
+
+
+def test_what_is_refused_brings_no_queue() -> None:
+    world = limited(queue_bytes_max=1)
+    assert with_token(world, "greedy").ask(enqueue_of(b"xx", queue="q")).code == "QUEUE_FULL"
+    assert world.shared.names.count == 0
+
+
+@pytest.mark.parametrize(("queues_max", "share"), [(1, 1), (100, 100), (401, 100), (10_000, 2_500)])
+def test_the_share_of_a_token_is_a_quarter_but_not_less_than_a_hundred(queues_max: int, share: int) -> None:
+    assert share_of(queues_max) == share
 
 
 # ---- the leases of a worker

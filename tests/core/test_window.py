@@ -197,7 +197,7 @@ def test_queues_that_are_empty_are_left_out_as_soon_as_there_are_many(world: Wor
     assert len(world.shard.queues) == QUEUES_MANY
     world.enqueue(b"x", queue="one-more")
     world.flushed()
-    assert f"queue-{QUEUES_MANY - 1}" not in world.shard.queues and len(world.shard.queues) == QUEUES_MANY == world.shared.queues
+    assert f"queue-{QUEUES_MANY - 1}" not in world.shard.queues and len(world.shard.queues) == QUEUES_MANY == world.shared.names.count
 
 
 def test_what_is_spilled_leaves_memory_with_its_flush_and_is_delivered_in_order(world: World) -> None:

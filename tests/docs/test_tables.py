@@ -32,6 +32,7 @@ from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, NAME_RULE, TASKS_MAX
 from taskq.core.grant import blocker
 from taskq.core.line import BEYOND_BYTES, LINE_HOT_BYTES, LINE_HOT_MIN, Budget
 from taskq.core.lookup import WAIT_MS_MAX
+from taskq.core.names import share_of
 from taskq.core.report import COUNTERS
 from taskq.core.shard import Shard
 from taskq.core.task import CRASHES_ALONE, CRASHES_MAX, FINAL, NEXT, PENDING, RETRYING, SCHEDULED, STATES, Attempt, Options, Task
@@ -164,6 +165,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "memory for waiting tasks": show_bytes(config.hot_bytes_max),
         "memory of the broker": f"{MEMORY_PART:.0%} of what it may have",
         "queues": f"{config.queues_max:,}",
+        "queues that one access token brought": f"{share_of(config.queues_max):,}",
         "unfinished tasks in a queue": f"{config.queue_tasks_max:,}",
         "bytes of payload in unfinished tasks of a queue": show_bytes(config.queue_bytes_max),
         "tasks that a worker has at a time": f"{config.leases_max:,}",

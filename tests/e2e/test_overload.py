@@ -65,11 +65,11 @@ async def test_a_queue_that_is_full_of_bytes_is_full() -> None:
             await client.enqueue("work", {"text": "x" * 100})
 
 
-async def test_a_queue_too_many_is_a_bad_request() -> None:
+async def test_a_queue_too_many_is_429_and_may_come_later() -> None:
     async with testing.broker(queues_max=1) as node:
         assert (await post(node, TASK))[0] == 201
         status, _, body = await post(node, {**TASK, "queue": "other"})
-        assert (status, body["error"]["code"], body["error"]["field"]) == (400, "BAD_REQUEST", "queue")
+        assert (status, body["error"]["code"], body["error"]["field"]) == (429, "QUEUES_FULL", "queue")
 
 
 async def test_a_worker_never_has_more_tasks_than_it_may(tmp_path: Path) -> None:
