@@ -1,7 +1,7 @@
 """An actor: a mailbox and a synchronous `on_batch`.
 
 `tell` appends; the first message schedules one turn on the loop, and a turn takes all that is there.  There is no await inside a turn, so a
-turn is atomic.  `on_batch` may leave some of its batch for the next turn, so that a flood cannot starve the loop.  An exception stops the
+turn is atomic.  `on_batch` may keep some of its batch for the next turn, so that a flood cannot starve the loop.  An exception stops the
 process: recovery is the tested path.
 """
 
@@ -31,16 +31,14 @@ class Actor(Generic[M]):
         batch, self._mailbox = self._mailbox, []
         self._scheduled = False
         try:
-            rest = self.on_batch(batch)
+            more = self.on_batch(batch)
         except BaseException as crash:
             self.on_crash(crash)
             raise
-        if rest:
-            self._mailbox = rest + self._mailbox
-        if self._mailbox and not self._scheduled:
+        if more and not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._turn)
 
-    def on_batch(self, batch: list[M]) -> list[M]:
-        """Handle the messages; give back those that are left for the next turn."""
+    def on_batch(self, batch: list[M]) -> bool:
+        """Handle the messages; whether some were kept, so that another turn has to come even if no message does."""
         raise NotImplementedError

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from taskq.actors.acceptor import Acceptor, Arrival
 from taskq.actors.doors import RETRY_MS, Crowd, Doors, TcpLimits
 from taskq.actors.session import GREETING_BYTES_MAX, SessionActor, Tell
+from taskq.actors.slices import Slices
 from taskq.actors.sockets import addresses, bind
 from taskq.clock import Clock
 from taskq.core.effects import Reply
@@ -57,6 +58,7 @@ class Listener:
         self.limits = limits
         self.doors = doors
         self.addresses: list[tuple[str, int]] = []
+        self.slices = Slices(loop)
         self.now_ms = clock.steady_ms
         self.inbox = memoryview(bytearray(INBOX_BYTES))
         self._house = house
@@ -169,10 +171,6 @@ class Listener:
         if not self._written and not self._answering:
             self.loop.call_soon(self._flush)
         self._written.append(session)
-
-    def continue_soon(self, session: SessionActor) -> None:
-        """In the next turn, after others had theirs."""
-        self.loop.call_soon(session.go_on)
 
     def _flush(self) -> None:
         """Workers first: a task that starts sooner matters more than an answer that comes sooner."""

@@ -9,9 +9,9 @@ Rules:
 - Before the session is ready a frame may have GREETING_BYTES_MAX.  Deadlines count from the first byte, so that a byte now and then gains nothing:
   for the greeting, for the rest of a frame, for the next sign of life, for answers to be taken.  See `doors.TcpLimits`.
 - Who fails to prove an access token again and again is told so late.  When a token is revoked its connections end.
-- A turn of the loop handles at most TURN_FRAMES of a connection, and no more than `requests_max` of its requests are worked on at a time; the rest
-  waits, and the socket is not read, so that nobody is starved by who asks much.  An INSPECT waits for the one before.  A GET that waits for a task is
-  not work: WAITS_MAX of them may wait.
+- A turn of the loop decodes and handles at most TURN_FRAMES of a connection, for as long as slices.py gives it, and no more than `requests_max` of
+  its requests are worked on at a time; the rest waits, and the socket is not read, so that nobody is starved by who asks much.  An INSPECT waits
+  for the one before.  A GET that waits for a task is not work: WAITS_MAX of them may wait.
 
 It must not know: shards, what a message means.
 """
@@ -22,11 +22,11 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from taskq.actors.doors import RETRY_MS, SPARED_S
+from taskq.actors.leaving import Leaving
 from taskq.actors.sockets import keep_alive
 from taskq.actors.unread import Unread
 from taskq.core import messages as m
@@ -47,6 +47,8 @@ FAILURE_S = 1.0
 ANSWERS_S = 5.0
 LINGER_S = 2.0
 TURN_FRAMES = 64
+# so many are decoded at once: a chunk may hold ten thousand tiny ones
+PIECE_FRAMES = 16
 # more than this side's own clients ever have in flight
 WAITS_MAX = 8_192
 WRITE_BUFFER_BYTES = (64 << 10, 256 << 10)
@@ -78,7 +80,7 @@ class SessionActor(asyncio.BufferedProtocol):
         self._held = 0
         self._greeted = False
         self._flushing = False
-        self._continuing = False
+        self.mark, self.waits = 0.0, False  # for slices.py
         self._reading = True
         self._writable = True
         self._no_more = False
@@ -101,8 +103,7 @@ class SessionActor(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._ended = True
-        self._frames.clear()
-        self._decoder.close()
+        self._drop_frames()
         self._hold()
         self.session.lost(self._listener.now_ms())
         self._listener.leave(self)
@@ -117,27 +118,29 @@ class SessionActor(asyncio.BufferedProtocol):
         if self._decoder.room is None:
             self.data_received(bytes(self._listener.inbox[:size]))
         else:
-            self._received(self._decoder.fill(size), size)
+            self._decoder.fill(size)
+            self._received()
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
         if not self._decoder.buffered_bytes:
             self._part_since_s = self._listener.time()
-        self._received(self._decoder.feed(data), len(data))
+        self._chunk_bytes = len(data)
+        self._decoder.hand(data)
+        self._received()
 
-    def _received(self, frames: list[Frame], size: int) -> None:
+    def _received(self) -> None:
         self._heard_s = self._listener.time()
-        if frames:
-            self._part_since_s = self._heard_s
-            self._chunk_bytes = size
-            self._frames += frames
-        self._handle()
+        self._listener.slices.ask(self)
+        if self.waits:
+            self._set_reading()
+            self._hold()
 
     def eof_received(self) -> bool:
         """The peer sends no more; what it has sent is handled and answered.  Over TLS both directions end at once."""
         self._no_more = True
-        self._handle()
+        self._listener.slices.ask(self)
         self._flush_soon()
         return self._transport is not None and self._transport.can_write_eof() and not self._ended
 
@@ -153,7 +156,7 @@ class SessionActor(asyncio.BufferedProtocol):
         self._writable = True
         self._choke(False)
         self.session.ready()
-        self._handle()
+        self._listener.slices.ask(self)
 
     # ---- frames in -----------------------------------------------------------------------------------------------------------------
 
@@ -162,28 +165,46 @@ class SessionActor(asyncio.BufferedProtocol):
         """No frame is taken any more."""
         return self._ended or self._leaving is not None
 
-    def _handle(self, most: int = TURN_FRAMES) -> None:
-        """Handle what came in, as far as this turn and the requests in progress allow."""
-        frames, now_ms = self._frames, self._listener.now_ms()
-        taken = spent = 0
-        while taken < len(frames) and spent < most and self._has_room() and not (self.session.closing or self._deaf):
-            frame = frames[taken]
-            if type(frame.message) is m.Inspect and self.session.requests.listing:
-                break
-            taken += 1
+    def work(self, until_s: float) -> bool:
+        """Handle what came in, as far as this turn and the requests in progress allow; whether it may go on in a later turn."""
+        session, now_ms = self.session, self._listener.now_ms()
+        spent = 0
+        while not (session.closing or self._deaf) and self._has_room() and (frame := self._next_frame()) is not None:
             spent += COSTS.get(type(frame.message), 1)
             self._receive(frame, now_ms)
-        del frames[:taken]
-        if self._deaf or self.session.closing:
-            frames.clear()
+            if spent >= TURN_FRAMES or perf_counter() >= until_s:
+                break
+        if self._deaf or session.closing:
+            self._drop_frames()
         self._carry()
-        if frames:
-            if spent >= most and not self._continuing:
-                self._continuing = True
-                self._listener.continue_soon(self)
-        elif not (self._deaf or self.session.closing):
+        if not (self._has_frames or self._deaf or session.closing):
             self._look_for_end()
         self._hold()
+        return self._can_go_on()
+
+    @property
+    def _has_frames(self) -> bool:
+        """Something came in that is not handled."""
+        return bool(self._frames) or self._decoder.has_more
+
+    def _can_go_on(self) -> bool:
+        return self._has_frames and self._has_room() and not (self._is_next_listing() or self.session.closing or self._deaf)
+
+    def _next_frame(self) -> Frame | None:
+        """The next one that can be handled now; they are decoded some at a time, since they may be very many."""
+        if not self._frames:
+            self._frames = self._decoder.take(PIECE_FRAMES)
+            if self._frames:
+                self._part_since_s = self._heard_s
+        return self._frames.pop(0) if self._frames and not self._is_next_listing() else None
+
+    def _is_next_listing(self) -> bool:
+        """An INSPECT waits for the one before."""
+        return bool(self._frames) and type(self._frames[0].message) is m.Inspect and bool(self.session.requests.listing)
+
+    def _drop_frames(self) -> None:
+        self._frames.clear()
+        self._decoder.close()
 
     def _look_for_end(self) -> None:
         """All frames are handled: what comes behind them may end the connection."""
@@ -193,12 +214,6 @@ class SessionActor(asyncio.BufferedProtocol):
             self._leave(0, ProtocolError("the connection ended inside a frame"))
         elif self._no_more:
             self._leave(0, None)
-
-    def go_on(self) -> None:
-        """In a later turn: what was left of the frames."""
-        self._continuing = False
-        if self._frames and not self._ended:
-            self._handle()
 
     def _has_room(self) -> bool:
         if self.session.resuming:
@@ -243,7 +258,7 @@ class SessionActor(asyncio.BufferedProtocol):
 
     def _set_reading(self) -> None:
         """Read while the peer reads, and while all that it asked for is being worked on."""
-        reading = self._deaf or (not self._frames and self._has_room())
+        reading = self._deaf or (not self._has_frames and self._has_room())
         if reading != self._reading and not self._no_more and self._transport is not None and not self._transport.is_closing():
             self._reading = reading
             if reading:
@@ -299,8 +314,9 @@ class SessionActor(asyncio.BufferedProtocol):
             self._end()
         elif self._leaving is not None:
             self._leave_if_answered()
-        elif self._frames:
-            self._handle()
+        elif self._has_frames:
+            if self._can_go_on():
+                self._listener.slices.ask(self)
         elif not self._reading:
             self._set_reading()
         self._hold()
@@ -315,8 +331,7 @@ class SessionActor(asyncio.BufferedProtocol):
         if self._deaf or self._transport is None:
             return
         self._leaving = Leaving(seq, error, self._listener.time())
-        self._frames.clear()
-        self._decoder.close()
+        self._drop_frames()
         self.session.lost(self._listener.now_ms())
         self._set_reading()
         self._leave_if_answered()
@@ -367,8 +382,7 @@ class SessionActor(asyncio.BufferedProtocol):
     def _end(self) -> None:
         """A peer that still sends would lose the last answer to a reset, so it is listened to for a moment; it is given no more tasks."""
         self._ended = True
-        self._frames.clear()
-        self._decoder.close()
+        self._drop_frames()
         self.session.lost(self._listener.now_ms())
         self._since_s = self._listener.time()
         self._set_reading()
@@ -430,7 +444,7 @@ class SessionActor(asyncio.BufferedProtocol):
     def held_bytes(self) -> int:
         """What is in memory because the peer has not sent the rest, or not taken what was sent."""
         unread = 0 if self._transport is None else self._transport.get_write_buffer_size()
-        return self._decoder.buffered_bytes + (self._chunk_bytes if self._frames else 0) + unread
+        return max(self._decoder.buffered_bytes, self._chunk_bytes if self._frames else 0) + unread
 
     def _hold(self) -> None:
         size = self.held_bytes()
@@ -482,12 +496,3 @@ class SessionActor(asyncio.BufferedProtocol):
         self._ended = True
         if self._transport is not None:
             self._transport.abort()
-
-
-@attrs.frozen
-class Leaving:
-    """A connection that takes nothing more and waits for answers since `since_s`; its last frame will be `error`, if there is one."""
-
-    seq: int
-    error: TaskqError | None
-    since_s: float

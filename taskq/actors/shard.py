@@ -1,6 +1,7 @@
 """ShardActor: carries a Shard.  Commands in, records to the journal, loads to the store, one timer that is re-armed only if it moved.
 
 The commands of a connection are never reordered.  One that the shard holds back (see core/pace.py) keeps those behind it of the same connection.
+Who comes first where there are too many for a turn is said in queueing.py.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from taskq.actors.actor import Actor
+from taskq.actors.queueing import Waiting, is_small
 from taskq.clock import Clock
-from taskq.core.effects import Command, Effects, Flushed, Reply, Tick
-from taskq.core.messages import Inspect
+from taskq.core.effects import Command, Effects, Reply, Tick
 from taskq.core.session import error_of_protocol
 from taskq.core.shard import Shard
 from taskq.errors import InternalError
-from taskq.ids import ID_BYTES
 
-TURN_TASKS = 500
 WAKE_S_MAX = 60.0
 HELD_S = 0.005
 
@@ -46,34 +45,30 @@ class ShardActor(Actor[Command]):
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at_ms = 0
         self._stopped = False
-        self._held: list[Command] = []
+        self._waiting = Waiting()
         self._holding: asyncio.TimerHandle | None = None
 
-    def on_batch(self, batch: list[Command]) -> list[Command]:
-        if self._stopped:
-            return []
-        taken, rest = share_out(self._without_held(batch))
-        self._carry(self.shard.turn(taken, self._clock.now_ms(), self._clock.steady_ms()))
-        return rest
+    def on_batch(self, batch: list[Command]) -> bool:
+        if not self._stopped:
+            taken = self._taken(batch)
+            self._carry(self.shard.turn(taken, self._clock.now_ms(), self._clock.steady_ms()))
+        return self._waiting.can_go_on
 
-    def _without_held(self, batch: list[Command]) -> list[Command]:
-        """What may be decided now; the rest is looked at again in the next turn, which comes soon."""
-        holds, now_ms = self.shard.holds, self._clock.steady_ms()
-        waiting, self._held = [*self._held, *batch], []
-        origins: set[int] = set()
-        ready: list[Command] = []
-        for command in waiting:
-            if command.origin in origins or holds(command, now_ms):
-                origins.add(command.origin)
-                self._held.append(command)
-            else:
-                ready.append(command)
-        if self._held and self._holding is None:
+    def _taken(self, batch: list[Command]) -> list[Command]:
+        """What is decided in this turn; the rest waits for the next one, and what is held for one that comes soon."""
+        holds, now_ms, waiting = self.shard.holds, self._clock.steady_ms(), self._waiting
+        if waiting.is_empty and is_small(batch) and not any(holds(command, now_ms) for command in batch):
+            return batch
+        for command in batch:
+            waiting.add(command)
+        taken = waiting.take(lambda command: holds(command, now_ms))
+        if waiting.has_set_aside and self._holding is None:
             self._holding = self.loop.call_later(HELD_S, self._look_again)
-        return ready
+        return taken
 
     def _look_again(self) -> None:
         self._holding = None
+        self._waiting.look_again()
         self.tell(Command(0, 0, Tick()))
 
     def _carry(self, effects: Effects) -> None:
@@ -112,48 +107,7 @@ class ShardActor(Actor[Command]):
         """Decide nothing more; what waits in the mailbox was never answered."""
         self._stopped = True
         self._mailbox.clear()
-        self._held.clear()
+        self._waiting.clear()
         for timer in (self._timer, self._holding):
             if timer is not None:
                 timer.cancel()
-
-
-def share_out(batch: list[Command]) -> tuple[list[Command], list[Command]]:
-    """The commands of this turn, and the rest.  Where there are too many, each connection gets an equal share, so that who asks much waits behind
-    itself alone; who got nothing comes first in the next turn.  The commands of a connection stay in their order, and so do those of the node."""
-    total = 0
-    for command in batch:
-        total += weight(command)
-        if total > TURN_TASKS:
-            break
-    else:
-        return batch, []
-    share = TURN_TASKS // len({command.origin for command in batch})
-    spent: dict[int, int] = {}
-    taken: list[Command] = []
-    rest: list[Command] = []
-    total = 0
-    for at, command in enumerate(batch):
-        if total >= TURN_TASKS:
-            rest += batch[at:]
-            break
-        mine = spent.get(command.origin, 0)
-        if mine > share:
-            rest.append(command)
-            continue
-        taken.append(command)
-        size = weight(command)
-        spent[command.origin] = mine + size
-        total += size
-    rest.sort(key=lambda command: command.origin in spent)
-    return taken, rest
-
-
-def weight(command: Command) -> int:
-    """How many tasks a command is about; a list of all queues takes a turn for itself."""
-    if type(command.message) is Inspect:
-        return TURN_TASKS
-    if type(command.message) is Flushed:
-        return len(command.message.tasks)
-    ids = getattr(command.message, "ids", None)
-    return len(ids) // ID_BYTES if ids else 1

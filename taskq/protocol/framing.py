@@ -51,55 +51,72 @@ class FrameDecoder:
         self._room: memoryview | None = None
         self._have = 0
         self._need = 0
+        self._chunk = b""
+        self._at = 0
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames that are complete with this chunk, in order; those before a malformed one are among them.  Never raises."""
+        self.hand(chunk)
+        return self.take(len(chunk))
+
+    def hand(self, chunk: bytes) -> None:
+        """What was received; nothing is done with it yet."""
+        if self.error is None:
+            self._chunk, self._at = (self._chunk[self._at :] + chunk if self._chunk else chunk), 0
+
+    def take(self, most: int) -> list[Frame]:
+        """The next frames of what was received, at most so many, and one at least if one is complete.  Never raises."""
         frames: list[Frame] = []
-        if self.error is not None:
-            return frames
+        chunk, at, self._chunk, self._at = self._chunk, self._at, b"", 0
         try:
-            at = self._continue(chunk, frames) if self._pieces else 0
+            if self._pieces:
+                at = self._continue(chunk, frames)
             if not self._pieces:
-                self._keep(chunk, self._parse(chunk, at, frames))
+                at = self._parse(chunk, at, frames, most)
+                if len(frames) < most:
+                    self._keep(chunk, at)
+                elif at < len(chunk):
+                    self._chunk, self._at = chunk, at
         except TaskqError as error:
             self.error = error.bare()
             self.close()
         return frames
 
     @property
+    def has_more(self) -> bool:
+        """Something was received that nobody has looked at."""
+        return bool(self._chunk) or (bool(self._pieces) and self._have == self._need)
+
+    @property
     def room(self) -> memoryview | None:
         """Where the rest of a large frame can be received straight into; None while there is no such frame."""
-        return self._room
+        return self._room if self._have < self._need else None
 
-    def fill(self, size: int) -> list[Frame]:
-        """So many bytes were received into `room`: the frame, if it is complete with them."""
+    def fill(self, size: int) -> None:
+        """So many bytes were received into `room`."""
         assert self._room is not None
-        frames: list[Frame] = []
         self._have += size
         self._room = self._room[size:]
-        try:
-            if self._have == self._need:
-                self._complete(frames)
-        except TaskqError as error:
-            self.error = error.bare()
-            self.close()
-        return frames
 
     def close(self) -> None:
         """Part with what was collected."""
+        self._chunk, self._at = b"", 0
+        self._part()
+
+    def _part(self) -> None:
         self._pieces = []
         self._room = None
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of a frame that is not complete yet."""
-        return self._have if self._pieces else 0
+        """Bytes of a frame that is not complete yet, and of what nobody has looked at."""
+        return (self._have if self._pieces else 0) + len(self._chunk)
 
-    def _parse(self, chunk: bytes | bytearray, at: int, frames: list[Frame]) -> int:
-        """Decode the frames that lie within the chunk; where the rest begins."""
+    def _parse(self, chunk: bytes | bytearray, at: int, frames: list[Frame], most: int = 1) -> int:
+        """Decode the frames that lie within the chunk, until there are so many; where the rest begins."""
         view = memoryview(chunk).toreadonly()
         end = len(chunk)
-        while end - at >= PREFIX_BYTES:
+        while end - at >= PREFIX_BYTES and len(frames) < most:
             length, version, flags, kind, seq, head_bytes = PREFIX.unpack_from(chunk, at)
             self._check(length, version, seq, head_bytes)
             stop = at + LENGTH_BYTES + length
@@ -191,6 +208,6 @@ class FrameDecoder:
         """All that was needed is there: the prefix, which says how much more is needed, or the whole frame."""
         first = self._pieces[0]
         whole = first if self._room is not None and isinstance(first, bytearray) else b"".join(self._pieces)
-        self.close()
+        self._part()
         if self._parse(whole, 0, frames) == 0:
             self._keep(whole, 0)

@@ -10,7 +10,7 @@ import pytest
 from access_tokens import make
 
 from taskq import AsyncClient, EnqueueError, testing
-from taskq.actors.shard import TURN_TASKS
+from taskq.actors.queueing import TURN_TASKS
 from taskq.errors import QueueFull
 
 FRAMES = 60

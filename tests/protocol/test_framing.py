@@ -218,7 +218,8 @@ def received(decoder: FrameDecoder, stream: bytes, sizes: Iterable[int]) -> list
         else:
             size = min(size, len(room), len(stream) - at)
             room[:size] = stream[at : at + size]
-            got += decoder.fill(size)
+            decoder.fill(size)
+            got += decoder.take(1)
             at += size
     return got
 

@@ -79,7 +79,7 @@ class _WatchedShard(ShardActor):
     @property
     def forgotten(self) -> Counter[str]:
         found: Counter[str] = Counter()
-        for command in (*self._mailbox, *self._unheard):
+        for command in (*self._mailbox, *self._waiting, *self._unheard):
             if type(command.message) is Forgotten:
                 found[command.message.queue] += command.message.tasks
         return found
@@ -90,7 +90,7 @@ class _WatchedShard(ShardActor):
         super().tell(message)
 
     def stop(self) -> None:
-        self._unheard += tuple(self._mailbox)
+        self._unheard += (*self._mailbox, *self._waiting)
         super().stop()
 
     def _carry(self, effects: Effects) -> None:
