@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,15 @@ CASES_S = 60.0
 
 
 @pytest.fixture
-async def harness(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Harness]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged here is no Unicode, and no report of a test can carry it."""
+    logger = logging.getLogger("taskq")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
+
+
+@pytest.fixture
+async def harness(monkeypatch: pytest.MonkeyPatch, quiet: None) -> AsyncIterator[Harness]:
     here = Path(__file__).parent.parent
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]))
     harness = Harness(2, "hostile")
