@@ -141,7 +141,7 @@ class House:
         """Until the store has everything, so that each window begins with nothing left to do."""
         with Client(self.url) as client:
             while True:
-                (row,) = client.run(lambda each: each._inspect("broker"))
+                row = client.broker()
                 if row["applied_lsn"] == row["journal_lsn"]:
                     return
                 time.sleep(SETTLE_S)

@@ -264,7 +264,7 @@ def memory(settings: Settings) -> Values:
 
 def wait_for_store(client: Client) -> None:
     while True:
-        (row,) = client.run(lambda each: each._inspect("broker"))
+        row = client.broker()
         if row["applied_lsn"] == row["journal_lsn"]:
             return
         time.sleep(LOOK_S)

@@ -22,7 +22,7 @@ from figures import FIGURES, check_each_once
 from taskq import serial
 from taskq.storage.sqlite import SqliteStore
 
-WAIT_S = 60.0
+WAIT_S = 110.0
 LOAD = Path(ceiling.__file__).parent
 NAMES = {ceiling.ENQUEUED: "ENQUEUED", ceiling.DELIVER: "DELIVER", ceiling.ACKED: "ACKED"}
 

@@ -51,10 +51,9 @@ def tally(house: House, client: Client, ids: Sequence[str], expected: int = 1, s
 
 def send(program: Program, whom: str, number: signal.Signals, runner: int) -> None:
     """A signal to the whole worker, to its runner or to its keeper."""
-    if whom == "whole":
-        os.killpg(program.process.pid, number)
-    else:
-        os.kill(runner if whom == "runner" else program.process.pid, number)
+    keeper = program.process.pid
+    for pid in {"whole": (keeper, runner), "runner": (runner,), "keeper": (keeper,)}[whom]:
+        os.kill(pid, number)
 
 
 # ---- scenarios

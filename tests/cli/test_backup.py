@@ -6,6 +6,7 @@ import json
 import signal
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,15 @@ async def test_a_flush_between_the_copies_of_journal_and_store_does_no_harm(star
 
     def then_flush(*arguments: Any) -> int:
         end_lsn = copy_journal(*arguments)
+        with ThreadPoolExecutor(1) as elsewhere:
+            elsewhere.submit(flush, end_lsn).result()
+        return end_lsn
+
+    def flush(end_lsn: int) -> None:
         ids_of(tcp, [2])
         with Client(tcp) as client:
             while client.broker()["applied_lsn"] <= end_lsn:
                 pass
-        return end_lsn
 
     monkeypatch.setattr(backup, "_copy_journal", then_flush)
     made = await backup.backup(tmp_path / "taskq-data", tmp_path / "copy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from programs import ON_FREE_PORTS, READY, Program, Start
@@ -60,7 +61,10 @@ def test_the_tasks_of_a_worker_that_is_killed_with_its_keeper_run_again_within_a
             assert broker.process.poll() is None
         pid = confirmed(client, client.get(handle).fields["worker"])
         killed_s = time.monotonic()
-        os.killpg(os.getpgid(pid), signal.SIGKILL)
+        keeper = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        for each in (keeper, pid):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
         assert client.result(handle, timeout=30) == "second"
         assert time.monotonic() - killed_s < 4
         attempts = client.get(handle).fields["attempts"]
