@@ -170,7 +170,7 @@ class TestWaiting:
         waiting.signal(signal.SIGINT)
         assert waiting.end() == 130
         assert f"the task goes on; look at it with: taskq task {task_id}" in waiting.errors
-        assert "Aborted" not in waiting.errors and waiting.errors.count("no connected worker") == 1
+        assert "Aborted" not in waiting.errors
 
     def test_a_misspelt_queue_is_told_and_what_was_meant(self, start: Start, worker: Program, broker: dict[str, str]) -> None:
         waiting = start("main", "--broker", broker["tcp"], "enqueue", "send_email", "to=a", "--queue", "defualt", "--wait")
