@@ -177,11 +177,12 @@ def test_a_worker_cannot_write_on_the_terminal_of_who_looks_at_it(start: Start) 
             assert "forged" in said and not UNFIT.search(said)
 
 
-def test_a_result_is_read_on_a_terminal_and_whole_in_a_pipe(start: Start, run: Any, tmp_path: Path) -> None:
+def test_a_result_can_only_be_read_on_a_terminal_and_in_a_pipe(start: Start, run: Any, tmp_path: Path) -> None:
     found = start("broker", *ON_FREE_PORTS).wait_for(READY)
     (tmp_path / "odd.py").write_text(APP)
     start("worker", "--connect", found["tcp"], "--app", "odd")
     result = "one\n\x1b[31mtwo"
     command = ("enqueue", "echo", "--payload", json.dumps({"text": result}), "--wait", "--broker", found["tcp"])
-    assert run("main", *command).stdout == result + "\n"
+    assert run("main", *command).stdout == "one\n\\x1b[31mtwo\n"
+    assert json.loads(run("main", *command, "--json").stdout)["result"] == result
     assert on_a_terminal(*command).endswith("one\\x1b[31mtwo")
