@@ -357,7 +357,7 @@ PLANTED: dict[Callable[[Patch], None], str] = {
     priorities_are_ignored: "was granted before",
     the_lowest_shard_goes_first: "is preferred and was passed over",
     leases_by_the_time_of_day: "expired, but worker .* is well",
-    resent_is_ignored: "was enqueued twice|told LEASE_LOST",
+    resent_is_ignored: "was enqueued twice|told LEASE_LOST|does not come back",
     back_of_the_line: "contradicts itself|was granted before",
     a_result_is_lost: "records say|in the store",
     leases_end_twice: "contradicts itself",
