@@ -4,6 +4,7 @@ answering, breaking connections between a report and its answer.  `test_node.py`
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -165,6 +166,12 @@ class ScriptedBroker:
 
     def rewind(self) -> None:
         self._read = 0
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest keeps each record of the log, with the frames of its exception, and cannot carry what is no Unicode."""
+    monkeypatch.setattr(logging.getLogger("taskq.worker.tasks"), "disabled", True)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def no_collector() -> Iterator[None]:
 
 
 @pytest.fixture
-async def runner(broker: Any, no_collector: None) -> AsyncIterator[Runner]:
+async def runner(broker: Any, no_collector: None, quiet: None) -> AsyncIterator[Runner]:
     page = Page()
     runner = Runner(WorkerConfig(broker.url, concurrency=2, drain_s=5.0), Functions(), page, lambda told: None)
     running = asyncio.create_task(runner.run())

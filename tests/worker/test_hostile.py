@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -20,14 +19,6 @@ from taskq.worker.failure import ERROR_BYTES_MAX
 from taskq.worker.job import Outcome
 
 CASES_S = 60.0
-
-
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is logged here is no Unicode, and no report of a test can carry it."""
-    logger = logging.getLogger("taskq")
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
 
 
 @pytest.fixture
