@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 EXIT_INTERRUPTED = 130
 NAMELESS = re.compile(r"no connected worker (?:has task type|takes queue) ")
+SECONDS = re.compile(r"\d{1,12}\.\d s")
 
 
 def watched(client: Client, task_id: str) -> TaskInfo:
@@ -68,7 +69,7 @@ def suggestion(client: Client, info: TaskInfo) -> str:
 
 def _essence(text: str) -> str:
     """What a line says beside its numbers, which change all the time."""
-    return re.sub(r"\d+\.\d+ s", "", text)
+    return SECONDS.sub("", text)
 
 
 def _interrupted(task_id: str) -> NoReturn:

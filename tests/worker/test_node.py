@@ -118,7 +118,7 @@ async def test_errors_that_are_together_larger_than_a_frame_are_each_reported_on
     """600 of 12,000 bytes each, if nobody cut them."""
     await worker.start(node.tcp, concurrency=600)
     handles = await client.enqueue_many("fail_together", [{"of": 600}] * 600, max_attempts=1)
-    ends = await asyncio.gather(*(handle.result(timeout=RESULT_S) for handle in handles), return_exceptions=True)
+    ends = await asyncio.gather(*(handle.result(timeout=3 * RESULT_S) for handle in handles), return_exceptions=True)
     assert {type(end) for end in ends} == {TaskFailed} and all("語" in str(end) for end in ends)
     info = await handles[-1].info()
     assert [attempt["outcome"] for attempt in info.fields["attempts"]] == ["failed"]

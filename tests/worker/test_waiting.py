@@ -16,6 +16,7 @@ from taskq.node import Node
 from taskq.waits import WAITS_IN_TASK
 from taskq.worker import child
 from taskq.worker.context import holding_a_slot
+from taskq.worker.copies import Copies
 from taskq.worker.job import Job
 from taskq.worker.registry import TaskDefinition
 
@@ -142,7 +143,7 @@ def test_a_child_process_knows_the_queues_and_types_of_its_worker() -> None:
     tasks = {"looks": TaskDefinition("looks", looks)}
     job = Job(bytes(16), bytes(8), "email", tasks["looks"], serial.encode([]), MSGPACK, 1, 0, "process")
     fields = msgpack.unpackb(child.pack_job(job)[child.LENGTH.size :])
-    outcome = child._run(tasks, ["email"], fields)
+    outcome = child._run(tasks, ["email"], Copies(), fields)
     assert isinstance(outcome, bytes) and serial.decode(outcome, MSGPACK) == [True, True, False]
     assert holding_a_slot() is None
 
