@@ -214,6 +214,8 @@ def _apply(connection: sqlite3.Connection, batch: WriteBatch, pack: Pack) -> Non
 
 
 def _set_meta(connection: sqlite3.Connection, numbers: Sequence[tuple[str, int]]) -> None:
+    if not numbers:
+        return
     connection.execute(_upsert_meta(len(numbers)), [value for number in numbers for value in (*number, seal_of_number(*number))])
 
 
