@@ -4,7 +4,7 @@ Rules:
 - A connection is an open file from the moment that it is accepted.  Both doors together leave FILES_SPARE of those that the process may have to the
   journal, the store and the like, and half of them where there are few.  Of what they leave, connections that were refused and read why may use
   half.  With fewer than FILES_LEAST there would be too few for either.
-- Where a door is full, or there are no files left, a connection that does nothing makes room, if a door has one.
+- Where a door is full, or there are no files left, a connection that does nothing makes room, if a door has one; not for who has too many itself.
 - Connections from one other machine are counted; loopback is not, because there all programs of this machine look alike.
 - Bytes are held for a connection while a request is not whole, or an answer is not read.  Where all together hold too much, the connection that
   holds most is cut, so that who holds little is never hurt by who holds much.
@@ -115,6 +115,10 @@ class Crowd:
     def enter(self, place: str) -> TooManyConnections | None:
         """One more from this place; why it is refused, if it is.  Refused or not, it is an open file until `leave`."""
         doors = self.doors
+        here = self._by_place.get(place, 0)
+        if place and here >= self._most_of_one:
+            doors.files += 1
+            return TooManyConnections(f"the broker has {here:,} connections from this address and takes no more", retry_after_ms=RETRY_MS)
         if self.count >= self._most:
             self.make_room()
         for crowd in sorted(doors.crowds, key=lambda crowd: -crowd.count) if doors.full else ():
@@ -127,12 +131,9 @@ class Crowd:
         if is_full:
             told = f"the broker has {doors.files - 1:,} connections, and no open files for more; come back later"
             return TooManyConnections(told, retry_after_ms=RETRY_MS)
-        here = self._by_place.get(place, 0)
-        if place and here >= self._most_of_one:
-            return TooManyConnections(f"the broker has {here:,} connections from this address and takes no more", retry_after_ms=RETRY_MS)
         self.count += 1
         if place:
-            self._by_place[place] = here + 1
+            self._by_place[place] = self._by_place.get(place, 0) + 1
         return None
 
     def leave(self, place: str, refused: bool) -> None:

@@ -246,7 +246,7 @@ class HttpProtocol(asyncio.Protocol):
         if closing is not None:
             self._end(closing)
         elif parts:
-            if not self._slots:
+            if not (self._slots or self._receiver.in_body):
                 self._listener.quiet.rests(self)
             self._read(self._listener.turns.allowance())
         self._hold()

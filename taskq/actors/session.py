@@ -456,6 +456,8 @@ class SessionActor(asyncio.BufferedProtocol):
 
     def cut(self) -> None:
         """All connections together hold too much, and this one holds most."""
+        if not self._greeted:
+            self._listener.hold_before_greeting(-self._held)
         self._held = 0
         if self._transport is None:
             return

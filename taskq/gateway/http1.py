@@ -135,13 +135,12 @@ class Receiver:
             return []
         events: list[Event] = []
         self._events = events
-        unfinished_head = self.started and not self.in_body
-        head = self._head
+        head, was_started, was_in_body, body_bytes = self._head, self.started, self.in_body, len(self._body)
         rest: bytes | memoryview = b""
         try:
             self._parser.feed_data(data)
-            if unfinished_head and self._head is head and not self.in_body:
-                self._count_unseen(len(data))
+            if was_started and self.started and self._head is head and self.in_body is was_in_body:
+                self._count_unseen(len(data), len(self._body) > body_bytes)
         except httptools.HttpParserUpgrade as upgrade:
             if self.started:
                 self._begin_body()
@@ -161,9 +160,9 @@ class Receiver:
         self._body: bytes | bytearray = b""
         self._request = Request("", "")
 
-    def _count_unseen(self, size: int) -> None:
-        """A header is reported when it is whole: this bounds one that never ends."""
-        self._unseen_bytes += size
+    def _count_unseen(self, size: int, has_body: bool) -> None:
+        """A header is reported when it is whole, an extension of a chunk never: this bounds one that does not end.  A trailer is a header too."""
+        self._unseen_bytes = 0 if has_body else self._unseen_bytes + size
         if self._unseen_bytes > self._limits.head_bytes_max:
             raise self._headers_too_large()
 
@@ -220,6 +219,7 @@ class Receiver:
 
     def on_headers_complete(self) -> None:
         self.in_body = True
+        self._unseen_bytes = 0
         head = self._head
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):

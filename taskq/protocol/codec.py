@@ -6,7 +6,7 @@ hands on the payloads that it was given, decoding slices views from what was rec
 Rules:
 - Everything that comes from the peer is checked: the type of each field and list entry, ranges, block sizes, payload sizes.  What is wrong is a
   ProtocolError that names the field; nothing else is ever raised by `decode`.
-- Missing fields at the end take the defaults of the class (an older peer), surplus ones are dropped (a newer peer).
+- Missing fields at the end take the defaults of the class (an older peer), surplus ones are dropped (a newer peer), unless they are nested too deep.
 - The checks are derived from the annotations of the message classes, once, when this module is loaded.
 
 PURE.  What it must not know: sessions, what the fields mean, sockets.
@@ -80,6 +80,14 @@ def _is_plain(value: Any, depth: int = guard.DEPTH_MAX - 1) -> bool:
     if kind is dict:
         return depth > 0 and set(map(type, value)) <= {str} and all(_is_plain(entry, depth - 1) for entry in value.values())
     return value is None or kind in (str, bool, float, bytes)
+
+
+def _is_shallow(value: Any, depth: int = guard.DEPTH_MAX - 1) -> bool:
+    """The same bound on nesting, for a field of which nothing else is known."""
+    kind = type(value)
+    if kind is list:
+        return depth > 0 and all(_is_shallow(entry, depth - 1) for entry in value)
+    return kind is not dict or (depth > 0 and all(_is_shallow(entry, depth - 1) for entry in value.values()))
 
 
 def _is_plain_list(value: Any) -> bool:
@@ -218,6 +226,8 @@ def decode(kind: int, head: bytes, payload: memoryview) -> Any:
     if count < plan.required:
         raise _wrong(plan, plan.rules[count][0], f"is missing: the head has {count} fields, at least {plan.required} are needed")
     if count > len(plan.rules):
+        if not all(map(_is_shallow, values[len(plan.rules) :])):
+            raise _wrong(plan, "", f"a field that is not known here is nested deeper than {guard.DEPTH_MAX}")
         del values[len(plan.rules) :]
     for value, (name, check, expected) in zip(values, plan.rules, strict=False):
         if not check(value):

@@ -184,7 +184,7 @@ class Link:
         fault, self._fault = self._fault, None
         for request in reversed(self._pending.values()):
             request.lane.in_flight -= 1
-            request.resent, request.beats = True, 0
+            request.resent = True
             request.strikes += fault is not None
             if fault is not None and request.strikes >= STRIKES_MAX:
                 events.append(Refused(request.owner, fault))
@@ -242,6 +242,7 @@ class Link:
 
     def _send(self, request: Request) -> None:
         request.lane.in_flight += 1
+        request.beats = 0
         self._pending[self._emit(request.message, RESENT if request.resent else 0)] = request
 
     def _emit(self, message: Any, flags: int = 0) -> int:

@@ -12,11 +12,11 @@ import msgpack
 
 from taskq.core.attempt import Attempt, History, lean, with_texts
 from taskq.storage.base import META_COLUMN, Row
+from taskq.storage.rows import META
 
 # where a meta is longer there is a history with texts, or a long name, at most
 SMALL_META_BYTES = 1_024
-# the place of a task's history in `meta`
-HISTORY_AT = 16
+HISTORY_AT = META.index("history")
 
 
 def history_of(meta: bytes) -> History:

@@ -469,6 +469,23 @@ async def test_where_the_door_is_full_who_has_been_idle_for_longest_makes_room(o
         writer.close()
 
 
+async def test_who_was_told_to_go_on_with_a_body_is_not_idle(open_door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.actors.quiet.SPARED_S", 0.0)
+    door = await open_door(HttpLimits(connections_max=2))
+    reader, writer = await door.raw()
+    writer.write(post(README, "Expect: 100-continue")[: -len(README)])
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    idle = await door.raw()
+    idle[1].write(get())
+    await idle[0].readuntil(b"}")
+    assert statuses(await door.exchange(get("/v1/queues", "Connection: close"))) == [200]
+    assert await idle[0].read() == b""
+    idle[1].close()
+    writer.write(README)
+    assert b"201" in await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    writer.close()
+
+
 async def test_closing_ends_idle_connections_and_lets_requests_in_progress_finish(door: Door) -> None:
     idle_reader, idle = await door.raw()
     idle.write(get())

@@ -135,12 +135,36 @@ async def test_bytes_before_the_greeting_are_bounded_for_all_together(open_door:
     assert (await peers[0].refused()).code == "TOO_MANY_CONNECTIONS"
 
 
+async def test_who_is_cut_before_its_greeting_counts_for_nothing_any_more(open_door: Open) -> None:
+    door = await open_door(greeting_deadline=60)
+    listener = door.node._listener
+    peer = await door.connect()
+    peer.writer.write(PREFIX.pack(8_000, 1, 0, 1, 1, 7_000) + bytes(4_000))
+    while not listener._greeting_bytes:
+        await door.greet()
+    (session,) = listener._greeting
+    session.cut()
+    assert (await peer.refused()).code == "OVERLOADED"
+    assert listener._greeting_bytes == 0
+
+
 def test_connections_are_counted_by_address_and_by_network_and_loopback_is_not() -> None:
     crowd = Crowd(Doors(100, 1 << 20), connections_max=6, address_connections_max=2)
     assert [crowd.enter(place) is None for place in ("a", "a", "a", "b", "", "", "", "")] == [True, True, False, True, True, True, True, False]
     crowd.leave("a", True)
     crowd.leave("a", False)
     assert crowd.enter("a") is None
+
+
+@pytest.mark.parametrize("files_max", [2, 100])
+def test_nobody_makes_room_for_an_address_that_has_too_many(files_max: int) -> None:
+    crowd = Crowd(Doors(files_max, 1 << 20), connections_max=2, address_connections_max=1)
+    asked: list[str] = []
+    crowd.make_room = lambda: asked.append("room")
+    assert [crowd.enter(place) is None for place in ("a", "b")] == [True, True]
+    refusal = crowd.enter("a")
+    assert refusal is not None and "from this address" in refusal.message and not asked
+    assert crowd.enter("c") is not None and asked
 
 
 def test_files_are_counted_for_both_doors_together() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskq.errors import Answer, BadRequest, PayloadTooLarge
-from taskq.gateway.answers import STATUS, CrossOrigin, Response
+from taskq.gateway.answers import STATUS, CrossOrigin, HeadersTooLarge, Response
 from taskq.gateway.http1 import PIECE_BYTES, HttpLimits, Interim, Receiver, Request, encode, piece_bytes
 
 LIMITS = HttpLimits(body_bytes_max=1_000, hosts=frozenset({"broker.example"}))
@@ -61,6 +61,9 @@ LIMITED = {
     "endless header": (b"GET / HTTP/1.1\r\nA: " + b"b" * 60_000, 431),
     "endless header name": (b"GET / HTTP/1.1\r\n" + b"b" * 60_000, 431),
     "large trailer": (CHUNKED[:-2] + b"A: " + b"b" * 17_000 + b"\r\n\r\n", 431),
+    "endless trailer": (CHUNKED[:-2] + b"A: " + b"b" * 60_000, 431),
+    "endless trailer name": (CHUNKED[:-2] + b"b" * 60_000, 431),
+    "endless extension of a chunk": (CHUNKED[: -len(b"0\r\nX-Trailer: 1\r\n\r\n")] + b"1;" + b"b" * 60_000, 431),
     "large body, said": (get(b"Content-Length: 1001"), 413),
     "large body, chunked": (get(b"Transfer-Encoding: chunked", body=b"200\r\n" + b"a" * 512 + b"\r\n1e9\r\n" + b"a" * 489 + b"\r\n"), 413),
     "compressed": (get(b"Content-Encoding: gzip", b"Content-Length: 1", body=b"a"), 415),
@@ -82,6 +85,10 @@ def test_a_request_just_below_the_limits_is_taken(size: int) -> None:
     data = get(b"A: " + b"b" * 15_000, *[b"C: d"] * 98, body=b"")
     assert len(requests(receive(data, size=size))) == 1
     assert len(requests(receive(get(b"Content-Length: 1000", body=b"a" * 1000), size=size))) == 1
+    body = b"1;a=" + b"b" * 15_000 + b"\r\nc\r\n" + b"1\r\nd\r\n0\r\nE: " + b"f" * 15_000 + b"\r\n\r\n"
+    assert len(requests(receive(get(b"Transfer-Encoding: chunked", body=body), size=size))) == 1
+    tiny = get(b"A: " + b"b" * 15_000, b"Transfer-Encoding: chunked", body=b"1\r\na\r\n" * 1_000 + b"0\r\n\r\n")
+    assert len(requests(receive(tiny, size=size))) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,8 @@ def test_a_body_after_an_offer_has_the_same_limits(offer: str, length: str) -> N
     assert isinstance(receive(data, limits)[-1], PayloadTooLarge)
     broken = get(*OFFERS[offer], b"Transfer-Encoding: chunked", start=b"POST /enqueue HTTP/1.1", body=b"zz\r\n")
     assert isinstance(receive(broken)[-1], BadRequest)
+    endless = get(*OFFERS[offer], b"Transfer-Encoding: chunked", start=b"POST /enqueue HTTP/1.1", body=b"1\r\na\r\n0\r\nA: " + b"b" * 60_000)
+    assert isinstance(receive(endless)[-1], HeadersTooLarge)
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"DELETE"])

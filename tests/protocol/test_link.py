@@ -300,6 +300,16 @@ class TestWorker:
         answer(link, seq_of(link, m.Resume), m.Resumed(b""))
         assert [(frame.message, frame.flags) for frame in link.take()] == [(message, RESENT)]
 
+    def test_a_report_that_is_refused_for_now_and_sent_again_has_its_time_anew(self) -> None:
+        link = worker()
+        message = m.Ack([b""], b"i" * 16, TOKENS[0])
+        link.request(message, "owner")
+        for beat in range(1, 3 * ANSWER_BEATS):
+            seq = seq_of(link, m.Ack)
+            assert self.heard_at(link, beat * HEARTBEAT_MS) == []
+            assert answer(link, seq, m.Error("OVERLOADED", "later", "", True, 100), beat * HEARTBEAT_MS) == []
+            assert link.tick(beat * HEARTBEAT_MS + 200) == []
+
     def test_a_wait_for_a_task_may_take_any_time(self) -> None:
         link = worker()
         link.request(m.Get(b"i" * 16, 3_600_000), "owner")

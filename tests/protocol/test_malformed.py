@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgpack
 import pytest
 
@@ -93,6 +94,23 @@ def test_eight_levels_are_taken() -> None:
     eight: list[Any] = [1, "producer", {"name": NINE_DEEP[2]["name"][0]}]
     (taken,) = FrameDecoder(FRAME_BYTES_MAX).feed(frame(HELLO, eight))
     assert taken.message.client == eight[2]
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_field_that_nobody_knows_may_be_nested_as_deep_as_one_that_is_known(kind: type) -> None:
+    def nested(levels: int) -> Any:
+        value: Any = 1
+        for _ in range(levels):
+            value = [value] if kind is list else {"a": value}
+        return value
+
+    known = m.Get(ID)
+    names = [field.name for field in attrs.fields(m.Get)]
+    for levels, is_taken in ((7, True), (8, False), (200, False)):
+        decoder = FrameDecoder(FRAME_BYTES_MAX)
+        frames = decoder.feed(frame(GET, [*(getattr(known, name) for name in names), nested(levels)]))
+        assert [found.message for found in frames] == ([known] if is_taken else [])
+        assert is_taken or (decoder.error is not None and (decoder.error.code, decoder.error_seq) == ("BAD_FRAME", SEQ))
 
 
 if __name__ == "__main__":
