@@ -10,7 +10,7 @@ import attrs
 from taskq import ids
 from taskq.advice import unknown_option
 from taskq.core import messages as m
-from taskq.core.enqueue import ATTEMPTS_MAX, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX
+from taskq.core.messages import ATTEMPTS_MAX, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX
 from taskq.durations import Duration, milliseconds, seconds
 from taskq.errors import echo
 from taskq.worker.registry import check_name, check_priority

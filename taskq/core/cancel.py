@@ -4,7 +4,7 @@ Whatever its worker reports but success then makes it cancelled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from struct import pack
 
 from taskq.core import access
@@ -14,6 +14,7 @@ from taskq.core.effects import Command, FindLoad, Reply
 from taskq.core.enqueue import TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
 from taskq.core.records import CancelAsked, Dropped
+from taskq.core.report import by_slot
 from taskq.core.task import CANCELLED, FINAL, RUNNING, TIMED, Task
 from taskq.errors import Answer, BadRequest
 from taskq.ids import ID_BYTES, slot_of_id, split
@@ -33,8 +34,8 @@ def decide_cancel(book: Book, command: Command, now_ms: int, known: Known | None
     running = {task.id: task for task in tasks if task is not None and task.state == RUNNING}
     for task in idle.values():
         book.adopt(task)
-    records: list[object] = [Dropped(slot, now_ms, block) for slot, block in _blocks(idle)]
-    records += [CancelAsked(slot, block) for slot, block in _blocks(running)]
+    records: list[object] = [Dropped(slot_of_id(block), now_ms, block) for block in _blocks(idle)]
+    records += [CancelAsked(slot_of_id(block), block) for block in _blocks(running)]
     return records, m.Cancelled(bytes(_outcome(task) for task in tasks))
 
 
@@ -45,12 +46,9 @@ def refusal(message: m.Cancel) -> Answer | None:
     return BadRequest(f"ids: send 1 to {TASKS_MAX} ids of {ID_BYTES} bytes", field="ids")
 
 
-def _blocks(ids: Iterable[bytes]) -> list[tuple[int, bytes]]:
+def _blocks(tasks: Mapping[bytes, Task]) -> list[bytes]:
     """The ids of each slot as one block."""
-    slots: dict[int, list[bytes]] = {}
-    for task_id in ids:
-        slots.setdefault(slot_of_id(task_id), []).append(task_id)
-    return [(slot, b"".join(block)) for slot, block in slots.items()]
+    return [b"".join([task.id for _, task in rows]) for rows in by_slot(enumerate(tasks.values()))]
 
 
 def _outcome(task: Task | None) -> int:

@@ -15,19 +15,15 @@ from taskq.core.book import Book, Decision
 from taskq.core.content import Comparison, Content
 from taskq.core.effects import Command, FindLoad
 from taskq.core.idtime import is_fresh
+from taskq.core.messages import ATTEMPTS_MAX, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX
 from taskq.core.queue import Queue
 from taskq.core.records import Admitted, column
 from taskq.core.task import DIRTY, PENDING, SCHEDULED, InvariantError, Options, Task, parked
-from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge, told
+from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge, echo, told
 from taskq.ids import ID_BYTES, NIL, is_valid, make_id, slot_of_id, slot_of_queue, split
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 NAME_RULE = "1 to 128 of A-Z a-z 0-9 _ . : -"
-KEY_CHARS_MAX = 256
-KEY_SHOWN = 100
-ATTEMPTS_MAX = 1_000
-FACTOR_MAX = 100
-HORIZON_MS = 366 * 86_400_000
 TASKS_MAX = 1_000
 
 Known = Mapping[Any, Task]
@@ -211,9 +207,7 @@ def _admit(
 
 
 def _key_conflict(key: str | None, twin_id: bytes) -> KeyConflict:
-    return KeyConflict(
-        f"key {(key or '')[:KEY_SHOWN]!r}: task {twin_id.hex()} of this queue has it, with other content; use another key", field="key"
-    )
+    return KeyConflict(f"key {echo(key)}: task {twin_id.hex()} of this queue has it, with other content; use another key", field="key")
 
 
 def _is_gone(book: Book, task_id: bytes, resent: bool) -> bool:

@@ -44,7 +44,9 @@ def decide_offer(book: Book, command: Command, now_ms: int, known: object) -> De
 
 
 def decide_offered(book: Book, command: Command, now_ms: int, known: object) -> Decision:
-    book.followers.woken[command.message.crew] = None
+    crew = command.message.crew
+    if book.followers.own.get(crew.key) is crew:
+        book.followers.woken[crew] = None
     return [], None
 
 

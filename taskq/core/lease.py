@@ -10,7 +10,7 @@ cut and that comes back later did not die, so the crash becomes an interruption 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby, takewhile
+from itertools import takewhile
 from struct import pack
 
 from taskq.core.book import Book, Decision
@@ -19,9 +19,9 @@ from taskq.core.effects import Command, FindLoad, Known, Over
 from taskq.core.enqueue import Known as FoundTasks
 from taskq.core.messages import Ok
 from taskq.core.records import Ended
-from taskq.core.report import EXCUSED, End, ended
+from taskq.core.report import EXCUSED, End, by_slot, ended
 from taskq.core.task import CANCELLED, CRASHES_MAX, FAILED, FINAL, PENDING, Task
-from taskq.ids import ID_BYTES, slot_of_id, split
+from taskq.ids import ID_BYTES, split
 
 PASS_MS = 500
 GAP_MS = 1_000
@@ -49,7 +49,8 @@ def decide_returned(book: Book, command: Command, now_ms: int, known: FoundTasks
     tasks = [task for task in found if task is not None and task.state not in FINAL and task.crashes]
     for task in tasks:
         book.adopt_far(task)
-    return ([ended([(task, (EXCUSED, task.state, task.due_ms), ("", "")) for task in tasks], now_ms)] if tasks else []), None
+    slots = by_slot(enumerate(tasks))
+    return [ended([(task, (EXCUSED, task.state, task.due_ms), ("", CUT)) for _, task in rows], now_ms) for rows in slots], None
 
 
 def decide_over(book: Book, command: Command, now_ms: int, known: object) -> Decision:
@@ -119,9 +120,8 @@ def _take_back_unconfirmed(book: Book, session: bytes, now_ms: int) -> Iterator[
 
 def _records(tasks: list[Task], outcome: str, cause: str, now_ms: int) -> Iterator[Ended]:
     """One record a slot."""
-    by_slot = sorted(tasks, key=lambda task: slot_of_id(task.id))
-    for _, group in groupby(by_slot, key=lambda task: slot_of_id(task.id)):
-        yield ended([(task, _end(task, outcome), ("WorkerLost" if cause else "", cause)) for task in group], now_ms)
+    for rows in by_slot(enumerate(tasks)):
+        yield ended([(task, _end(task, outcome), ("WorkerLost" if cause else "", cause)) for _, task in rows], now_ms)
 
 
 def _end(task: Task, outcome: str) -> End:

@@ -148,16 +148,20 @@ class Line:
         while tasks and not tasks[0].hot:
             tasks.popleft()
 
-    def spill(self) -> list[Task]:
-        """Its hot tasks but for the first become cold, to give memory back; not while some are on their way from the store."""
+    def spill(self, kept_until: int = 0) -> list[Task]:
+        """Its hot tasks become cold, to give memory back, but for the first and those up to this position: one that stands there may come back, and
+        is hot then.  Not while some are on their way from the store."""
         if self.loading or self.hot < 2:
             return []
-        first, *rest = self.live()
+        tasks = list(self.live())
+        count = max(1, bisect(tasks, kept_until, key=POSITION))
+        kept, rest = tasks[:count], tasks[count:]
         for task in rest:
             task.hot = False
             self._takes(-TASK_BYTES - len(task.payload))
-        self.tasks = deque([first])
-        self.hot, self.passed = 1, first.position
+        if rest:
+            self.tasks = deque(kept)
+            self.hot, self.passed = count, kept[-1].position
         return rest
 
     def live(self) -> Iterator[Task]:

@@ -39,6 +39,12 @@ DEFAULT_PRIORITY = 5
 DEFAULT_MAX_ATTEMPTS = 10
 DEFAULT_RETRY: tuple[int, float, int] = (2_000, 2.0, 3_600_000)
 
+# bounds of an enqueue that clients check as well: they must not have to import the broker's book for them
+KEY_CHARS_MAX = 256
+ATTEMPTS_MAX = 1_000
+FACTOR_MAX = 100
+HORIZON_MS = 366 * 86_400_000
+
 
 # ---- session ---------------------------------------------------------------------------------------------------------------------
 

@@ -91,12 +91,12 @@ class Queue:
         else:
             self.line_of(task).remove(task)
 
-    def excuse(self, task: Task) -> None:
+    def excuse(self, task: Task, cause: str) -> None:
         """One crash of the task is none any more, so it need not wait apart for it."""
         waits_apart = task.state == PENDING and task.hot and task.crashes >= CRASHES_ALONE
         if waits_apart:
             self.apart.take_out(task)
-        task.excuse()
+        task.excuse(cause)
         if waits_apart and task.crashes >= CRASHES_ALONE:
             self.apart.give_back(task)
         elif waits_apart:
@@ -170,9 +170,10 @@ class Queue:
         else:
             line.load(task)
 
-    def spill(self, line: Line) -> list[Task]:
-        """Its tasks but for the first become cold.  Those of them that the store has can leave memory now, the others will with their flush."""
-        tasks = line.spill()
+    def spill(self, line: Line, kept_until: int = 0) -> list[Task]:
+        """Its tasks behind this position but for the first become cold.  Those of them that the store has can leave memory now, the others will with
+        their flush."""
+        tasks = line.spill(kept_until)
         if tasks:
             self.tails[line] = None
         return [task for task in tasks if task.dirty == CLEAN]

@@ -71,7 +71,8 @@ class Ended:
     """Runs ended without a result.  `outcomes` (failed, crashed, interrupted, snoozed, cancelled, undelivered) says what is counted, `states` where
     each task goes; `dues_ms` for timed states.  A task that becomes pending again keeps its position: it goes to the front.  `error_types` and
     `errors` are columns; journals of 0.1.0 have an entry for each task.
-    The outcome `excused` is about a run that has ended before: it was charged as a crash, was none, and the task stays where it is."""
+    The outcome `excused` is about a run that has ended before: it was charged as a crash with this error, was none, and the task stays
+    where it is."""
 
     slot: int
     now_ms: int

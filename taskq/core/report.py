@@ -16,8 +16,9 @@ from taskq.core import messages as m
 from taskq.core.attempt import ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, cut
 from taskq.core.book import Book, Decision
 from taskq.core.effects import Command, FindLoad
-from taskq.core.enqueue import HORIZON_MS, TASKS_MAX, Known, error_of
+from taskq.core.enqueue import TASKS_MAX, Known, error_of
 from taskq.core.lookup import answer_waiters
+from taskq.core.messages import HORIZON_MS
 from taskq.core.records import Completed, Ended, column
 from taskq.core.retry import backoff_ms
 from taskq.core.task import CANCELLED, COMPLETED, CRASHES_ALONE, FAILED, PENDING, RETRYING, SCHEDULED, TIMED, Task, parked
@@ -238,7 +239,7 @@ def evolve_ended(book: Book, record: Ended) -> None:
         task = book.tasks[task_id]
         book.touch(task)
         if outcome == EXCUSED:
-            _excuse(book, task)
+            _excuse(book, task, error)
             continue
         book.held_drop(task)
         task.close_attempt(record.now_ms, outcome, error_type, error)
@@ -256,9 +257,9 @@ def evolve_ended(book: Book, record: Ended) -> None:
             answer_waiters(book, task, record.now_ms)
 
 
-def _excuse(book: Book, task: Task) -> None:
+def _excuse(book: Book, task: Task, cause: str) -> None:
     """Nobody is kept for it any more, unless it still has to run alone."""
-    book.queue(task.queue).excuse(task)
+    book.queue(task.queue).excuse(task, cause)
     if task.state == PENDING and task.crashes < CRASHES_ALONE:
         for session in [session for session, kept in book.alone.items() if kept is task]:
             del book.alone[session]

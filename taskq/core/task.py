@@ -100,11 +100,12 @@ class Task:
         self.history = (*self.history[-(HISTORY_MAX - 1) :], attempt)
         self.drop_lease()
 
-    def excuse(self) -> None:
-        """The newest crash was an interruption: its worker came back."""
+    def excuse(self, cause: str) -> None:
+        """The newest crash with this cause was an interruption: its worker came back."""
         self.crashes -= 1
         self.interruptions += 1
-        at = max((at for at, attempt in enumerate(self.history) if attempt.outcome == "crashed"), default=None)
+        crashed = ((attempt.error == cause, at) for at, attempt in enumerate(self.history) if attempt.outcome == "crashed")
+        _, at = max(crashed, default=(False, None))
         if at is not None:
             self.history = (*self.history[:at], attrs.evolve(self.history[at], outcome="interrupted"), *self.history[at + 1 :])
 

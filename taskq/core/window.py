@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from taskq.core import effects as fx
 from taskq.core.attempt import lean
 from taskq.core.book import Book, Decision
+from taskq.core.line import Line
 from taskq.core.task import CLEAN, FAILED, FINAL, PENDING, TIMED
 
 # the states in which a task may be cold
@@ -31,11 +34,24 @@ def decide_line_loaded(book: Book, command: fx.Command, now_ms: int, known: obje
 
 
 def spill(book: Book) -> None:
-    """Give memory back: of each line that takes more than a little only the first task stays.  No flush is under way."""
+    """Give memory back: of each line that takes more than a little only the first task stays, and what stands before one that may come back to it.
+    No flush is under way."""
+    outside = _last_outside(book)
     for queue in book.queues.values():
         for line in list(queue.lines.values()):
             if line.hot_bytes > SPILL_BYTES:
-                book.forget(queue.spill(line))
+                book.forget(queue.spill(line, outside.get(line, 0)))
+
+
+def _last_outside(book: Book) -> dict[Line, int]:
+    """Of each line the last position of a task that runs or waits apart: it comes back to the hot ones, all of which stand before the cold ones."""
+    found: dict[Line, int] = {}
+    running = (task for held in book.held.values() for task in held.values())
+    apart = (task for queue in book.queues.values() for task in queue.apart.live())
+    for task in chain(running, apart):
+        line = book.queue(task.queue).line_of(task)
+        found[line] = max(found.get(line, 0), task.position)
+    return found
 
 
 def decide_forgotten(book: Book, command: fx.Command, now_ms: int, known: object) -> Decision:

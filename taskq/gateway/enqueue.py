@@ -18,7 +18,8 @@ import msgspec
 
 from taskq.core import messages as m
 from taskq.core.access import Grant, check_queue
-from taskq.core.enqueue import COLUMNS, FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX, NAME, NAME_RULE, TASKS_MAX
+from taskq.core.enqueue import COLUMNS, NAME, NAME_RULE, TASKS_MAX
+from taskq.core.messages import FACTOR_MAX, HORIZON_MS, KEY_CHARS_MAX
 from taskq.core.task import COPY_BYTES_MAX, STATES
 from taskq.core.types import TaskType
 from taskq.durations import milliseconds

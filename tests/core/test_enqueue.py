@@ -11,8 +11,9 @@ import pytest
 from small_world import Worker, World, at_once, enqueue_of
 
 from taskq.core import messages as m
-from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, TASKS_MAX
+from taskq.core.enqueue import TASKS_MAX
 from taskq.core.idtime import FRESH_MS
+from taskq.core.messages import HORIZON_MS, KEY_CHARS_MAX
 from taskq.core.task import CANCELLED, COMPLETED, PENDING, SCHEDULED
 from taskq.ids import NIL, is_valid, slot_of_id, slot_of_queue, split
 from taskq.storage.base import Retention

@@ -8,7 +8,10 @@ from small_world import GRACE_MS, HEARTBEAT_MS, LEASE_MS, PASS_MS, Job, Worker, 
 from taskq.core import effects as fx
 from taskq.core import messages as m
 from taskq.core.lease import CUT
+from taskq.core.records import Ended
+from taskq.core.report import EXCUSED
 from taskq.core.task import CANCELLED, FAILED, PENDING, RUNNING
+from taskq.ids import ID_BYTES, slot_of_id, slot_of_queue, split
 
 OK, LOST = bytes([m.REPORT_OK]), bytes([m.REPORT_LEASE_LOST])
 
@@ -340,6 +343,7 @@ def test_a_task_with_two_crashes_of_which_one_was_none_need_not_run_alone_any_mo
     first.resume(world)
     world.check()
     assert (world.task(job.id).crashes, world.shard.queues["email"].apart.waiting, world.shared.alone) == (1, 0, {})
+    assert [(attempt.worker, attempt.outcome) for attempt in world.task(job.id).history] == [("w1", "interrupted"), ("w2", "crashed")]
     busy.allow(1)
     assert busy.jobs[-1].id == job.id
 
@@ -359,6 +363,19 @@ def test_the_blame_is_taken_off_a_task_wherever_it_is_meanwhile(narrow: World, e
     narrow.check()
     narrow.restart()
     assert narrow.task(job.id).crashes == task.crashes
+
+
+def test_the_blame_is_taken_off_in_a_record_for_each_slot(world: World) -> None:
+    for queue in ("email", "images"):
+        world.enqueue(b"x", queue=queue)
+    worker = Worker(world, "w1", "email", "images", credit=2)
+    worker.beat()
+    cut(world, worker)
+    begin = len(world.records)
+    worker.resume(world)
+    excused = [record for record in world.records[begin:] if type(record) is Ended and EXCUSED in record.outcomes]
+    assert [record.slot for record in excused] == [slot_of_queue("email"), slot_of_queue("images")]
+    assert all(slot_of_id(task_id) == record.slot for record in excused for task_id in split(record.ids, ID_BYTES))
 
 
 def test_a_task_that_leaves_the_middle_of_those_that_wait_apart_and_comes_back_stands_there_once(world: World) -> None:

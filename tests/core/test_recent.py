@@ -29,7 +29,7 @@ def test_what_left_memory_is_doubtful_and_what_did_not_is_new() -> None:
     assert not recent.doubtful([new], NOW_MS)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(-FRESH_MS, FRESH_MS), st.integers(1, 5)), max_size=40))
+@given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(-FRESH_MS, 4 * FRESH_MS), st.integers(1, 5)), max_size=40))
 def test_no_id_is_ever_missed(steps: list[tuple[int, int, int]]) -> None:
     """However many there are, whatever time they carry and however long ago they left."""
     with pytest.MonkeyPatch.context() as patch:
@@ -51,3 +51,13 @@ def test_the_memory_for_them_is_bounded_and_what_is_made_later_is_new_all_the_sa
         recent.add(ids_of(ms), ms)
     assert len(recent._young.ids) + len(recent._old.ids) <= 100
     assert not recent.doubtful(ids_of(NOW_MS + 1_000), NOW_MS + 1_000)
+
+
+def test_an_id_that_is_far_ahead_makes_no_other_doubtful_and_is_not_missed_when_its_time_has_come() -> None:
+    recent, day_ms = Recent(), 86_400_000
+    [far] = ids_of(NOW_MS + day_ms)
+    recent.add([far], NOW_MS)
+    for now_ms in range(NOW_MS, NOW_MS + 20 * FRESH_MS, FRESH_MS // 2):
+        recent.add(ids_of(now_ms), now_ms)
+        assert not recent.doubtful(ids_of(now_ms + 1), now_ms + 1)
+    assert set(recent.doubtful([far], NOW_MS + day_ms)) == {far}

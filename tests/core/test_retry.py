@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.core.enqueue import HORIZON_MS
+from taskq.core.messages import HORIZON_MS
 from taskq.core.retry import backoff_ms
 
 

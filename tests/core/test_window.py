@@ -216,3 +216,18 @@ def test_what_is_spilled_leaves_memory_with_its_flush_and_is_delivered_in_order(
     for _ in range(8):
         world.flushed()
     assert [job.payload for job in worker.jobs] == payloads
+
+
+def test_what_comes_back_after_a_spill_stands_behind_what_waited_before_it(world: World) -> None:
+    payloads = [bytes([n]) * 50_000 for n in range(8)]
+    world.enqueue(*payloads)
+    first, second = Worker(world, "w1", "email", credit=4), Worker(world, "w2", "email", credit=4)
+    first.release(*first.jobs)
+    world.flushed()
+    spill(world.shard)
+    second.release(second.jobs[-1])
+    world.check()
+    third = Worker(world, "w3", "email", credit=100)
+    for _ in range(8):
+        world.flushed()
+    assert [job.payload for job in third.jobs] == [*payloads[:4], payloads[7]]

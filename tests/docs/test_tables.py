@@ -28,10 +28,11 @@ from taskq.core.admission import LATE_MS
 from taskq.core.attempt import ERROR_BYTES_MAX, ERROR_TYPE_BYTES_MAX, HISTORY_MAX, TEXTS_BYTES_MAX
 from taskq.core.book import Sequence64, Shared
 from taskq.core.consumer import Consumer
-from taskq.core.enqueue import HORIZON_MS, KEY_CHARS_MAX, NAME_RULE, TASKS_MAX
+from taskq.core.enqueue import NAME_RULE, TASKS_MAX
 from taskq.core.grant import blocker
 from taskq.core.line import BEYOND_BYTES, LINE_HOT_BYTES, LINE_HOT_MIN, Budget
 from taskq.core.lookup import WAIT_MS_MAX
+from taskq.core.messages import HORIZON_MS, KEY_CHARS_MAX
 from taskq.core.names import share_of
 from taskq.core.report import COUNTERS
 from taskq.core.shard import Shard
