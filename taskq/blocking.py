@@ -338,8 +338,8 @@ class Client:
         check_name(task_type, "task_type")
         refuse_on_loop("AsyncClient.enqueue(…)")
         item, types = encode_payload(payload, task_type), self._open().client.declared
-        declared = types.known(task_type) if types.is_fresh else self.run(lambda client: client.declared.options(task_type))
-        return self.submit(task_type, item, of_call(task_type, options, declared))
+        said = of_call(task_type, options, types.known(task_type))
+        return self.submit(task_type, item, said if types.is_fresh else self.run(lambda client: client.options_by_name(task_type, options)))
 
     def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         return self.run(lambda client: client.enqueue_many(task_type, payloads, **options))

@@ -26,6 +26,8 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar, Unpack, cast
 
+import attrs
+
 from taskq import ids
 from taskq.batch import Batch, Encoded, encode_payload, enqueue_message, frames
 from taskq.connection import Address, Channel, Untrusted, address_from_environment, hello, token_or_environment
@@ -130,14 +132,27 @@ class AsyncClient:
         """Enqueue one task; returns when it is as durable as its queue asks.  Raises the typed refusal, TypeError, ValueError, BrokerUnavailable."""
         check_name(task_type, "task_type")
         item = encode_payload(payload, task_type)
-        return await self.submit(task_type, item, of_call(task_type, options, await self.declared.options(task_type)))
+        return await self.submit(task_type, item, await self.options_by_name(task_type, options))
 
     async def enqueue_many(self, task_type: str, payloads: Iterable[Any], **options: Unpack[EnqueueOptions]) -> list[TaskHandle[Any]]:
         """Enqueue one task for each payload, in order.  Bad arguments are refused before anything is sent.  If the broker refuses some of the
         tasks the others stay enqueued, and EnqueueError tells which; if it cannot be reached for any of them, BrokerUnavailable."""
         check_name(task_type, "task_type")
         items = [encode_payload(payload, task_type) for payload in payloads]
-        return await self.submit_many(task_type, items, of_call(task_type, options, await self.declared.options(task_type)))
+        return await self.submit_many(task_type, items, await self.options_by_name(task_type, options))
+
+    async def options_by_name(self, task_type: str, said: EnqueueOptions) -> Options:
+        """Those of an enqueue by name: what is not said is as the function was declared.  To ask the broker for that takes of the same deadline."""
+        options = of_call(task_type, said, self.declared.known(task_type))
+        if self.declared.is_fresh:
+            return options
+        deadline_s = self.deadline_s if options.deadline_s is None else options.deadline_s
+        self._open()
+        if not self._welcomed:
+            deadline_s = await self._greet(deadline_s)
+        began = time.monotonic()
+        await self.declared.learn(deadline_s)
+        return attrs.evolve(of_call(task_type, said, self.declared.known(task_type)), deadline_s=_left_s(deadline_s, began))
 
     async def submit(self, task_type: str, item: Encoded, options: Options) -> TaskHandle[Any]:
         """`enqueue` for an encoded payload and checked options."""
@@ -334,7 +349,7 @@ class AsyncClient:
         return self._channel
 
     async def _greet(self, deadline_s: float) -> float:
-        """Wait for the broker's first word, which tells its clock; the time that is left, coarse, so that waiting enqueues still share frames."""
+        """Wait for the broker's first word, which tells its clock; the time that is left."""
         assert self._greeted is not None
         began = time.monotonic()
         try:
@@ -342,7 +357,7 @@ class AsyncClient:
                 await asyncio.shield(self._greeted)
         except TimeoutError:
             raise BrokerUnavailable(f"the broker could not be reached within {deadline_s:g} s: {self._why_not()}; {NO_BROKER}") from None
-        return max(0.1, round(deadline_s - (time.monotonic() - began), 1))
+        return _left_s(deadline_s, began)
 
     def _why_not(self) -> str:
         link = self._open().link
@@ -414,6 +429,11 @@ def _handles_or_error(found: list[TaskHandle[Any] | TaskqError]) -> list[TaskHan
     if len(errors) == len(found) and all(type(error) is type(first) for error in errors.values()):
         raise first
     raise EnqueueError([each if isinstance(each, TaskHandle) else None for each in found], errors)
+
+
+def _left_s(deadline_s: float, began_s: float) -> float:
+    """What is left of a deadline, coarse, so that enqueues which waited together still share frames."""
+    return max(0.1, round(deadline_s - (time.monotonic() - began_s), 1))
 
 
 def wait_for(future: concurrent.futures.Future[T]) -> T:

@@ -73,10 +73,6 @@ class Connections:
     def are_open(self) -> bool:
         return self._blocking is not None or any(not loop.is_closed() for loop in self._clients)
 
-    def of(self, url: str | None, *, token: str | None, tls_ca: str | None) -> Connections:
-        """The same for another broker."""
-        return Connections(url, token, self._deadline, tls_ca)
-
     def elsewhere(self, url: str | None) -> Connections:
         """The same at another address."""
         return Connections(url, self._token, self._deadline, self._tls_ca)

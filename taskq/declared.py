@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from taskq.errors import BrokerUnavailable, TaskqError
@@ -32,19 +33,16 @@ class Declared:
         return time.monotonic() < self._until_s
 
     def known(self, task_type: str) -> Options | None:
+        """The options of its function, None if no worker has declared it as far as is known."""
         return self._options.get(task_type)
 
-    async def options(self, task_type: str) -> Options | None:
-        """The options of its function, None if no worker has declared it."""
-        if not self.is_fresh:
-            if self._asking is None:
-                self._asking = asyncio.get_running_loop().create_task(self._learn())
-            await asyncio.shield(self._asking)
-        return self._options.get(task_type)
-
-    def forget(self) -> None:
-        """Ask again at the next enqueue by name."""
-        self._until_s = 0.0
+    async def learn(self, patience_s: float) -> None:
+        """Ask, and wait for the answer for so long at most; whoever comes meanwhile waits for the same answer."""
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._learn())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await asyncio.shield(self._asking)
 
     async def _learn(self) -> None:
         """A broker that does not tell them leaves the options as they are said; one that cannot be reached is told by the enqueue itself."""

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 from taskq import ids
 from taskq.batch import Encoded
 from taskq.core import messages as m
+from taskq.core.content import Comparison
 from taskq.core.task import COMPLETED, FAILED, FINAL, PENDING, RETRYING, RUNNING, SCHEDULED, Task, describe
 from taskq.core.task import Options as TaskOptions
 from taskq.durations import Duration
-from taskq.errors import KeyConflict, NotFound
+from taskq.errors import IdConflict, KeyConflict, NotFound
 from taskq.handle import TaskHandle, TaskInfo
 from taskq.loops import refuse_on_loop
 from taskq.options import Options, check_id
@@ -88,9 +89,12 @@ class EagerClient:
         payload, encoding = item
         known = self._tasks.get(options.id or b"") or self._keys.get((options.queue, options.key or ""))
         if known is not None:
-            if (known.options.task_type, known.payload) != (task_type, payload):
-                raise KeyConflict(f"key {options.key!r}: task {known.id.hex()} has it, with other content; use another key", field="key")
-            return known, False
+            its = known.queue, known.options.task_type, known.options.encoding, known.payload
+            if Comparison().same(its, (options.queue, task_type, encoding, payload)):
+                return known, False
+            if known.id == options.id:
+                raise IdConflict(field="id")
+            raise KeyConflict(f"key {options.key!r}: task {known.id.hex()} has it, with other content; use another key", field="key")
         policy = TaskOptions(task_type, encoding, options.priority, options.max_attempts, options.timeout_ms, options.retry or m.DEFAULT_RETRY)
         now_ms = time.time_ns() // 1_000_000
         task_id = options.id or ids.make_id(now_ms, ids.slot_of_queue(options.queue), self._rng)

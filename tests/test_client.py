@@ -148,6 +148,15 @@ class TestTrouble:
             with pytest.raises(BrokerUnavailable, match="did not answer"):
                 await client.enqueue("t", deadline=0.05)
 
+    async def test_what_an_enqueue_by_name_asks_before_takes_of_the_same_deadline(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts, and never says a word
+            url = f"127.0.0.1:{server.getsockname()[1]}"
+            async with AsyncClient(url) as client, asyncio.timeout(5):
+                with pytest.raises(BrokerUnavailable):
+                    await client.enqueue("t", deadline=0.2)
+                with pytest.raises(TypeError, match="unknown option 'retries'"):
+                    await client.enqueue("t", retries=3)  # type: ignore[call-arg]
+
     async def test_nobody_at_the_address_ends_with_the_deadline_and_says_why(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -127,6 +127,30 @@ def test_the_broker_and_its_clients_share_the_core_and_the_wire_only(path: Path)
     assert not wrong, f"{part} imports from the other side: {wrong}"
 
 
+def loaded_with(first: Path) -> set[Path]:
+    """The files that are imported at once when this one is."""
+    seen: set[Path] = set()
+    found = [first]
+    while found:
+        path = found.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for node in tree(path).body:
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+                files = [ROOT.parent / f"{name.replace('.', '/')}.py" for name in names]
+                found += [file for file in files if file in FILES]
+    return seen
+
+
+def test_a_program_that_enqueues_loads_the_wire_and_no_shard() -> None:
+    """It would start a quarter slower, and so would each process of a worker."""
+    loaded = loaded_with(ROOT / "__init__.py")
+    assert ROOT / "core" / "messages.py" in loaded
+    assert not {ROOT / "core" / f"{name}.py" for name in ("book", "enqueue", "queue", "shard")} & loaded
+
+
 @every_pure_file
 def test_what_is_pure_reads_no_clock_and_touches_no_world(path: Path) -> None:
     wrong = []

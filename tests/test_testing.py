@@ -11,7 +11,7 @@ import pytest
 
 from taskq import App, AsyncClient, Discard, Retry, Snooze, TaskFailed, current_task, testing
 from taskq.clock import ManualClock
-from taskq.errors import KeyConflict
+from taskq.errors import IdConflict, KeyConflict
 from taskq.node import Node
 
 
@@ -232,6 +232,20 @@ class TestEager:
             with pytest.raises(TaskFailed):
                 handle.result_sync()
             assert len(handle.info_sync().fields["attempts"]) == attempts
+
+    def test_content_is_compared_as_a_broker_does_and_an_id_conflicts_as_an_id(self, app: App) -> None:
+        @app.task
+        def sum_of(a: int, b: int) -> int:
+            return a + b
+
+        with testing.eager(app):
+            first = sum_of.options(key="k").enqueue_sync(a=1, b=2)
+            assert sum_of.options(key="k").enqueue_sync(b=2, a=1).id == first.id
+            assert sum_of.options(id=first.id).enqueue_sync(b=2, a=1).id == first.id
+            with pytest.raises(IdConflict):
+                sum_of.options(id=first.id).enqueue_sync(a=1, b=3)
+            with pytest.raises(IdConflict):
+                sum_of.options(id=first.id, queue="other").enqueue_sync(a=1, b=2)
 
     def test_a_second_attempt_can_succeed_and_a_snooze_is_over_at_once(self, app: App) -> None:
         seen: list[int] = []

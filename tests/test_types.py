@@ -90,13 +90,13 @@ async def test_what_was_declared_is_kept_through_a_restart(tmp_path: Path) -> No
         assert await fields(node, await by_async_client(node)) == DECLARED
 
 
-async def test_a_client_learns_what_is_declared_later() -> None:
+async def test_a_client_learns_what_is_declared_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskq.declared.TYPES_S", 0.0)
     async with testing.broker() as node, AsyncClient(node.tcp) as client:
         before = await client.enqueue("send", {"to": "a"})
         assert (await client.get(before.id)).fields["queue"] == "default"
         async with testing.worker(app, node):
             await declared(node)
-        client.declared.forget()
         after = await client.enqueue("send", {"to": "a"})
         assert (await client.get(after.id)).fields["queue"] == "mail"
 

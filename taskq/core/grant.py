@@ -44,7 +44,7 @@ def decide_offer(book: Book, command: Command, now_ms: int, known: object) -> De
 
 
 def decide_offered(book: Book, command: Command, now_ms: int, known: object) -> Decision:
-    crew = command.message.crew
+    crew: Crew = command.message.crew
     if book.followers.own.get(crew.key) is crew:
         book.followers.woken[crew] = None
     return [], None

@@ -14,7 +14,6 @@ import linecache
 import logging
 import os
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
@@ -31,7 +30,9 @@ AGAIN_S = 60.0
 NAMED_MAX = 1_000
 LINE_CHARS_MAX = 120
 OUR_FOLDER = os.path.dirname(os.path.dirname(__file__)) + os.sep
-FOREIGN_FOLDERS = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {OUR_FOLDER, "<frozen"})
+FOREIGN_FOLDERS = (os.path.dirname(os.__file__) + os.sep, OUR_FOLDER, "<frozen")
+# where libraries are installed; sysconfig, which knows it exactly, takes time to import
+LIBRARIES = ("site-packages", "dist-packages")
 REMEDY = "use await with an async library or asyncio.sleep, or write the task with def, or use await asyncio.to_thread(…)"
 
 
@@ -125,10 +126,14 @@ def held_by(frame: FrameType, steps: frozenset[CodeType]) -> tuple[str, str, str
 
 def place(frames: list[FrameType]) -> str:
     """`file:line in function: the line`, of the innermost frame that is neither Python's, nor a library's, nor ours; else of the innermost."""
-    frame = next((each for each in frames if not each.f_code.co_filename.startswith(FOREIGN_FOLDERS)), frames[0])
+    frame = next((each for each in frames if not _is_foreign(each.f_code.co_filename)), frames[0])
     path, line = frame.f_code.co_filename, frame.f_lineno
     text = linecache.getline(path, line).strip()[:LINE_CHARS_MAX]
     return f"{path}:{line} in {frame.f_code.co_name}" + (f": {text}" if text else "")
+
+
+def _is_foreign(path: str) -> bool:
+    return path.startswith(FOREIGN_FOLDERS) or any(f"{os.sep}{name}{os.sep}" in path for name in LIBRARIES)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

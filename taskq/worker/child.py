@@ -21,6 +21,7 @@ import msgpack
 
 from taskq.worker.context import CURRENT, SERVING, Serving
 from taskq.worker.copies import Copies
+from taskq.worker.growth import Growth, resident_meter
 from taskq.worker.job import Handback, Job, Outcome
 from taskq.worker.loading import explain, load_app
 from taskq.worker.logs import Logging
@@ -100,11 +101,14 @@ def main() -> None:
         pipe.sendall(pack([BROKEN, explain(error)]))
         return
     pipe.sendall(pack([READY]))
+    growth = Growth(resident_meter())
     with pipe.makefile("rb") as stream:
         while head := stream.read(LENGTH.size):
             fields = msgpack.unpackb(stream.read(*LENGTH.unpack(head)))
             outcome = _run(tasks, start.queues, copies, fields)
             pipe.sendall(pack_outcome(fields[0], fields[1], outcome))
+            del fields, outcome  # what has ended is not kept while this child waits
+            growth.check()
 
 
 def _run(tasks: dict[str, TaskDefinition], queues: list[str], copies: Copies, fields: list[Any]) -> Outcome:

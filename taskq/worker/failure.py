@@ -23,13 +23,13 @@ def type_name(exception: BaseException) -> str:
     return class_name(type(exception))
 
 
-def error_text(exception: BaseException) -> str:
+def error_text(exception: BaseException, bytes_max: int = ERROR_BYTES_MAX) -> str:
     """The error for people: a control exception's own words, else the traceback.  A long text loses its middle; what is not Unicode is escaped."""
     for tell in (_words, _traceback, _frames):
         try:
             text = tell(exception)
             if text is not None:
-                return shortened(text, ERROR_BYTES_MAX)
+                return shortened(text, bytes_max)
         except BaseException:
             continue
     return f"{type_name(exception)}, which cannot be shown"

@@ -2,7 +2,8 @@
 
 An exception that was caught and kept knows the frame that caught it, and with it all that the function had; asyncio itself leaves such cycles behind
 (`wait_for`, `TaskGroup`).  Python collects them by the number of its objects, which says nothing of their size, and seldom, as the runner wants it
-(`GC_THRESHOLDS`).  So the runner looks at its size after each turn in which something ended.  What the C library keeps for later is given back too.
+(`GC_THRESHOLDS`).  So the runner looks at its size after each turn in which something ended, and a child of the process pool after each task.  What
+the C library keeps for later is given back too.
 """
 
 from __future__ import annotations

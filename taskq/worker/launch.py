@@ -23,6 +23,7 @@ import attrs
 
 from taskq.trust import CA_VARIABLE
 from taskq.worker.copies import Copies
+from taskq.worker.failure import type_name
 from taskq.worker.line import Line, line
 from taskq.worker.loading import AppLike, NoApp, explain, load_app
 from taskq.worker.origin import Origin
@@ -118,7 +119,7 @@ def main() -> NoReturn:
 
 def _break_off(error: BaseException, pipe: socket.socket) -> NoReturn:
     """What a callback or a background task of the app has raised (`sys.exit()`) ended the loop under all that runs: a crash."""
-    what = f"{type(error).__name__} was raised in a callback or a background task of the event loop"
+    what = f"{type_name(error)} was raised in a callback or a background task of the event loop"
     log.critical("%s; the runner ends", what, exc_info=error)
     with suppress(OSError):
         pipe.sendall(line({"last_words": what}))

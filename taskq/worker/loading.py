@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -12,9 +12,12 @@ import attrs
 
 from taskq.advice import did_you_mean
 from taskq.errors import ConfigError
+from taskq.foreign import shortened
+from taskq.worker.failure import error_text
 from taskq.worker.registry import TaskDefinition
 
 OURS = Path(__file__).parents[1]
+EXPLAINED_BYTES_MAX = 16_000
 IMPORTS = ("importlib", "<frozen importlib")
 
 
@@ -73,14 +76,15 @@ def parse(reference: str) -> tuple[str, str]:
 
 
 def explain(error: BaseException) -> str:
-    """An import that failed, for people: the traceback from the first line of their own code on."""
-    if isinstance(error, ConfigError):
-        return str(error)
-    told = traceback.TracebackException.from_exception(error)
-    frames = list(told.stack)
-    ours = next((at for at, frame in enumerate(frames) if not _is_machinery(frame.filename)), len(frames))
-    told.stack = traceback.StackSummary.from_list(frames[ours:])
-    return "".join(told.format()).rstrip()
+    """An import that failed, for people: the traceback from the first line of their own code on.  Never raises, whatever the exception is like."""
+    if type(error) is ConfigError:
+        return shortened(str(error), EXPLAINED_BYTES_MAX)
+    with suppress(BaseException):  # some exceptions do not even tell their traceback
+        place = error.__traceback__
+        while place is not None and _is_machinery(place.tb_frame.f_code.co_filename):
+            place = place.tb_next
+        error.__traceback__ = place
+    return error_text(error, EXPLAINED_BYTES_MAX)
 
 
 def _check_shadows(folder: Path) -> None:

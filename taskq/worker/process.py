@@ -18,7 +18,7 @@ import os
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import closing, nullcontext
 from time import monotonic
 from typing import Any, cast
@@ -267,8 +267,8 @@ class ProcessPool:
             self._finished(job, _crash(child, cause))
         self._next()
 
-    def _do(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.Task(coroutine, loop=asyncio.get_running_loop())  # not by a task factory that a task may have set
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

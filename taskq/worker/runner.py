@@ -29,6 +29,7 @@ from taskq.protocol.link import CLOSED, GREETING, PROVING, REPORTS, Answered, Cl
 from taskq.worker.blocked import LoopWatch
 from taskq.worker.context import Serving
 from taskq.worker.copies import Copies, sockets_to
+from taskq.worker.failure import type_name
 from taskq.worker.growth import Growth, resident_meter
 from taskq.worker.job import CANCELLED, HANDBACK, LOST, Handback, Job, Outcome
 from taskq.worker.loading import AppLike
@@ -153,7 +154,7 @@ class Runner:
     def _failed(self, error: BaseException) -> None:
         """A bug of the worker itself, or a task that broke it: a crash.  What runs is not given back, or it would run and break it without end."""
         log.critical("bug in the worker, the runner ends", exc_info=error)
-        self._notify({"last_words": f"{type(error).__name__} was raised in the worker itself"})
+        self._notify({"last_words": f"{type_name(error)} was raised in the worker itself"})
         self._code = EXIT_BUG
         self.stop(2)
 

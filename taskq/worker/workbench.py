@@ -5,7 +5,8 @@
                                       └─ process ─► ProcessPool        every end ─► report(job, outcome)
 
 Rules: a job is reported once, or never when its lease is lost: then `freed` is told that there is room again.  A carrier gives the loop back after
-TURN_S.  Timeouts are kept by the loop; what keeps the loop or the GIL from running is the keeper's to end, told by the shared page.
+TURN_S.  No Task of ours is made by the loop's task factory, which a task may have replaced.  Timeouts are kept by the loop; what keeps the loop or
+the GIL from running is the keeper's to end, told by the shared page.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class Workbench:
     def _wake(self) -> None:
         if not self._carrying and self._waiting and self._running < self._concurrency:
             self._carrying = True
-            self._loop.create_task(self._carry()).add_done_callback(self._carried)
+            asyncio.Task(self._carry(), loop=self._loop).add_done_callback(self._carried)
 
     def _carried(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -15,6 +15,7 @@ import pytest
 
 from taskq import serial
 from taskq.core import messages as m
+from taskq.foreign import CLASS_BYTES_MAX
 from taskq.worker.family import children_of, stat_of
 from taskq.worker.settings import EXIT_DIED
 
@@ -48,6 +49,15 @@ async def interrupt_in_callback():
     asyncio.get_running_loop().call_later(0.01, interrupt)
     await asyncio.sleep(60)
 
+class Odd(type):
+    def __getattribute__(cls, name): raise ValueError("no " + name)
+
+@app.task()
+async def odd_exit_in_callback():
+    def leave(): raise Odd("N" * 100_000, (SystemExit,), {"__module__": "builtins"})
+    asyncio.get_running_loop().call_soon(leave)
+    await asyncio.sleep(60)
+
 @app.task()
 async def exit_in_background():
     async def background(): sys.exit()
@@ -62,7 +72,8 @@ async def exit_in_signal():
 
 @app.task()
 async def break_the_worker():
-    asyncio.get_running_loop().set_task_factory(lambda loop, coroutine, **options: 1 / 0)
+    from taskq.worker.workbench import Workbench
+    Workbench._wake = lambda bench: 1 / 0
     await asyncio.sleep(60)
 
 @app.task()
@@ -123,6 +134,7 @@ DEATHS = [
     ("leave_thread", [], "exit code 0"),
     ("exit_in_callback", [], "exit code 1: SystemExit was raised in a callback or a background task of the event loop"),
     ("interrupt_in_callback", [], "exit code 1: KeyboardInterrupt was raised in a callback or a background task of the event loop"),
+    ("odd_exit_in_callback", [], f"exit code 1: {'N' * CLASS_BYTES_MAX} was raised in a callback or a background task of the event loop"),
     ("exit_in_background", [], "exit code 1: SystemExit was raised in a callback or a background task of the event loop"),
     ("exit_in_signal", [], "exit code 1: SystemExit was raised in a callback or a background task of the event loop"),
 ]
@@ -143,7 +155,7 @@ async def test_every_end_that_is_not_in_order_is_a_death_whatever_its_code(broke
         assert runner != before
     code, errors = await worker.stop()
     assert code == 0, errors
-    assert errors.count("the runner ends") == 4
+    assert errors.count("the runner ends") == 5
 
 
 async def test_what_a_task_breaks_in_the_worker_is_a_death_and_nothing_is_given_back_uncharged(broker: Any, worker: Any) -> None:

@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import hostile
 import pytest
 
 from taskq.errors import ConfigError
 from taskq.worker.keeper import runs
-from taskq.worker.loading import load_app
+from taskq.worker.loading import EXPLAINED_BYTES_MAX, explain, load_app
 from taskq.worker.page import STEP, THREADS, Page
 from taskq.worker.parent import cause_of_death
 from taskq.worker.reload import app_directory
@@ -84,6 +85,15 @@ def test_a_module_without_exactly_one_app_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.delitem(sys.modules, "loading_app", raising=False)
     with pytest.raises(ConfigError, match="loading_app"):
         load_app(f"loading_app{reference}")
+
+
+@pytest.mark.parametrize("name", hostile.RAISED)
+def test_an_import_that_fails_is_explained_in_so_many_bytes_whatever_it_raises(name: str) -> None:
+    try:
+        raise hostile.RAISED[name][0]()
+    except BaseException as error:
+        told = explain(error)
+    assert 0 < len(told.encode()) <= EXPLAINED_BYTES_MAX
 
 
 def test_the_directory_of_an_app_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

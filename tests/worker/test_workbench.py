@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -515,18 +516,22 @@ def leave(): os._exit(7)
 def sleep(): time.sleep(60)
 def snooze(): raise Snooze(5)
 def fail(): raise KeyError("x")
+def large(): return b"x" * (100 << 20)
+def circle():
+    kept = [b"x" * (100 << 20)]
+    kept.append(kept)
 
 class app:
     tasks = None
 class _App: pass
 app = _App()
-app.tasks = {f.__name__: TaskDefinition(f.__name__, f, pool="process") for f in (pid, die, leave, sleep, snooze, fail)}
+app.tasks = {f.__name__: TaskDefinition(f.__name__, f, pool="process") for f in (pid, die, leave, sleep, snooze, fail, large, circle)}
 """
     (tmp_path / f"{APP}.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd(), os.environ.get("PYTHONPATH", "")]))
     namespace: dict[str, Any] = {}
     exec(source, namespace)
-    return {name: namespace[name] for name in ("pid", "die", "leave", "sleep", "snooze", "fail")}
+    return {name: namespace[name] for name in ("pid", "die", "leave", "sleep", "snooze", "fail", "large", "circle")}
 
 
 async def test_process_tasks_run_in_children_that_are_used_again(harness: Harness, process_app: dict[str, Any]) -> None:
@@ -535,6 +540,24 @@ async def test_process_tasks_run_in_children_that_are_used_again(harness: Harnes
     assert first == again and first[0] != os.getpid() and first[1:] == ["pid", 1]
     assert await harness.outcome(process_app["snooze"], pool="process") == Handback(5_000)
     assert verdict(await harness.outcome(process_app["fail"], pool="process")).error_type == "KeyError"
+
+
+async def test_a_task_factory_that_a_task_sets_makes_no_task_of_the_worker(harness: Harness, process_app: dict[str, Any]) -> None:
+    def refuse(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        coroutine.close()
+        raise RuntimeError("no more tasks")
+
+    async def spoil() -> None:
+        asyncio.get_running_loop().set_task_factory(refuse)
+
+    try:
+        assert value(await harness.outcome(spoil)) is None
+        assert value(await harness.outcome(add_slowly, 1, 2)) == 3
+        assert value(await harness.outcome(add_in_thread, 1, 2)) == [3, False]
+        assert value(await harness.outcome(process_app["pid"], pool="process"))[1] == "pid"
+        assert "exit code 7" in verdict(await harness.outcome(process_app["leave"], pool="process")).error
+    finally:
+        asyncio.get_running_loop().set_task_factory(None)
 
 
 async def test_a_crash_fails_the_task_that_caused_it_with_its_cause(harness: Harness, process_app: dict[str, Any]) -> None:
@@ -552,6 +575,20 @@ async def test_a_process_is_killed_at_its_timeout_and_on_cancel(harness: Harness
     value(await harness.report())
     harness.bench.end(job.token, CANCELLED)
     assert await harness.report() == HANDBACK
+
+
+@pytest.mark.parametrize("name", ["large", "circle"])
+async def test_a_child_that_waits_keeps_nothing_of_the_task_before(harness: Harness, process_app: dict[str, Any], name: str) -> None:
+    pid = value(await harness.outcome(process_app["pid"], pool="process"))[0]
+    before = _resident_bytes(pid)
+    assert isinstance(await harness.outcome(process_app[name], pool="process"), bytes)
+    async with asyncio.timeout(REPORT_S):
+        while _resident_bytes(pid) > before + (50 << 20):
+            await asyncio.sleep(0.01)
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_a_process_task_that_waits_for_a_child_can_be_given_back(harness: Harness, process_app: dict[str, Any]) -> None:
