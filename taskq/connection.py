@@ -178,7 +178,8 @@ class _Protocol(asyncio.Protocol):
     async def farewell(self) -> None:
         """TLS ends with a word of both sides, so a closed connection is not gone yet; and a loop that ends meanwhile would never let go of it."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.gone.wait(), FAREWELL_S)
+            async with asyncio.timeout(FAREWELL_S):
+                await self.gone.wait()
         self.drop("the connection was closed")
         await self.gone.wait()
 

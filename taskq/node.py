@@ -26,12 +26,11 @@ from typing import Any
 
 from taskq.actors.certificate import Certificate
 from taskq.actors.disk import Ballast, DiskGuard
-from taskq.actors.doors import Doors, TcpLimits, files_for_connections
+from taskq.actors.doors import WAITS_MAX, Doors, TcpLimits, files_for_connections
 from taskq.actors.http import HttpListener, start_http
 from taskq.actors.journal import JournalActor
 from taskq.actors.listener import Listener
 from taskq.actors.local import LocalSession
-from taskq.actors.session import WAITS_MAX
 from taskq.actors.shard import ShardActor
 from taskq.actors.store import StoreActor
 from taskq.actors.watch import Watch

@@ -31,6 +31,8 @@ HELD_BYTES_MAX = 256 << 20
 NETWORK6_BITS = 64
 # a connection that has done nothing for so long makes room for another, where there is none
 SPARED_S = 1.0
+# of one TCP connection, for tasks to end; more than this side's own clients ever have in flight
+WAITS_MAX = 8_192
 RETRY_MS = 1_000
 
 

@@ -25,13 +25,14 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from taskq.actors.doors import RETRY_MS, SPARED_S
+from taskq.actors.doors import RETRY_MS, SPARED_S, WAITS_MAX
 from taskq.actors.leaving import Leaving
 from taskq.actors.sockets import keep_alive
 from taskq.actors.unread import Unread
 from taskq.core import messages as m
 from taskq.core.effects import Command, Reply
-from taskq.core.session import GREETED, Session, error_of_protocol
+from taskq.core.enqueue import error_of
+from taskq.core.session import GREETED, Session
 from taskq.errors import AuthFailed, InternalError, Overloaded, ProtocolError, SlowConsumer, TaskqError, TimedOut, TooManyConnections
 from taskq.protocol.codec import Buffer, encode, join
 from taskq.protocol.frames import RESENT, Frame
@@ -49,8 +50,6 @@ LINGER_S = 2.0
 TURN_FRAMES = 64
 # so many are decoded at once: a chunk may hold ten thousand tiny ones
 PIECE_FRAMES = 16
-# more than this side's own clients ever have in flight
-WAITS_MAX = 8_192
 WRITE_BUFFER_BYTES = (64 << 10, 256 << 10)
 
 # frames that take a turn for themselves: the answer is as long as the broker is large
@@ -351,7 +350,7 @@ class SessionActor(asyncio.BufferedProtocol):
             return
         buffers, _ = self._take_answers()
         if error is not None:
-            buffers += encode(error_of_protocol(error), seq)
+            buffers += encode(error_of(error), seq)
         if buffers:
             self._transport.writelines(join(buffers))
         self._end()
@@ -374,7 +373,7 @@ class SessionActor(asyncio.BufferedProtocol):
                 buffers += encode(message, seq)
             except Exception:
                 log.exception("a %s frame could not be encoded", type(message).__name__)
-                message = error_of_protocol(InternalError())
+                message = error_of(InternalError())
                 buffers += encode(message, seq)
             broken = broken or (type(message) is m.Error and message.code == InternalError.code)
         return buffers, broken

@@ -15,7 +15,7 @@ from taskq.actors.actor import Actor
 from taskq.actors.queueing import Waiting, is_small
 from taskq.clock import Clock
 from taskq.core.effects import Command, Effects, Reply, Tick
-from taskq.core.session import error_of_protocol
+from taskq.core.enqueue import error_of
 from taskq.core.shard import Shard
 from taskq.errors import InternalError
 
@@ -74,7 +74,7 @@ class ShardActor(Actor[Command]):
     def _carry(self, effects: Effects) -> None:
         for command, bug in effects.bugs:
             log.error("a %s command could not be decided", type(command.message).__name__, exc_info=bug)
-            effects.reply(command, error_of_protocol(InternalError()))
+            effects.reply(command, error_of(InternalError()))
         if effects.records or effects.replies:
             self._submit(effects.records, effects.replies)
         if effects.loads:

@@ -269,7 +269,7 @@ class StoreActor:
     async def _prune(self) -> None:
         retention = self._retention(self._clock.now_ms())
         while await self._forget(retention) >= retention.rows_max:
-            if self._loads or self._dirty_tasks() >= FLUSH_TASKS:
+            if self._stopping or self._loads or self._dirty_tasks() >= FLUSH_TASKS:
                 break
 
     async def _shed(self) -> None:
@@ -277,7 +277,7 @@ class StoreActor:
         last one freed, so that not many more go than must."""
         short, self._short_bytes = self._short_bytes, 0
         wanted, step = self.spare_bytes + short, SHED_TASKS
-        while self.spare_bytes < wanted and self._dirty_tasks() < FLUSH_TASKS:
+        while self.spare_bytes < wanted and self._dirty_tasks() < FLUSH_TASKS and not self._stopping:
             now_ms, before = self._clock.now_ms(), self.spare_bytes
             retention = self._retention(now_ms)
             before_ms = max(retention.finished_before_ms, now_ms - SHED_AGE_MS)

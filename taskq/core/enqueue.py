@@ -19,7 +19,7 @@ from taskq.core.messages import ATTEMPTS_MAX, FACTOR_MAX, HORIZON_MS, KEY_CHARS_
 from taskq.core.queue import Queue
 from taskq.core.records import Admitted, column
 from taskq.core.task import DIRTY, PENDING, SCHEDULED, InvariantError, Options, Task, parked
-from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge, echo, told
+from taskq.errors import Answer, BadRequest, IdConflict, IdTooOld, KeyConflict, PayloadTooLarge, TaskqError, echo, told
 from taskq.ids import ID_BYTES, NIL, is_valid, make_id, slot_of_id, slot_of_queue, split
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -74,8 +74,8 @@ def decide_enqueue(book: Book, command: Command, now_ms: int, known: Known | Non
     return records, reply
 
 
-def error_of(answer: Answer) -> m.Error:
-    return m.Error(answer.code, told(answer.message), told(answer.field), answer.retryable, answer.retry_after_ms)
+def error_of(error: TaskqError) -> m.Error:
+    return m.Error(error.code, told(error.message), told(error.field), error.retryable, error.retry_after_ms)
 
 
 def _misshapen(message: m.Enqueue) -> Answer | None:

@@ -42,11 +42,9 @@ from taskq.errors import (
     ProtocolError,
     SessionOver,
     SessionTaken,
-    TaskqError,
     UnknownKind,
     VersionUnsupported,
     echo,
-    told,
 )
 from taskq.ids import TOKEN_BYTES, split
 
@@ -107,7 +105,7 @@ class Session:
         rule = RULES.get(type(message))
         if rule is None:
             if seq:
-                self.answers.append((seq, error_of_protocol(UnknownKind(f"frame kind {_kind(message)} is unknown to this broker"))))
+                self.answers.append((seq, error_of(UnknownKind(f"frame kind {_kind(message)} is unknown to this broker"))))
             return
         roles, handle = rule
         if self.role not in roles and self.state is READY:
@@ -283,7 +281,7 @@ class Session:
             return m.Resumed(b"")
         if consumer.over:
             self.state = CLOSING
-            return error_of_protocol(SessionOver())
+            return error_of(SessionOver())
         if consumer.origin:
             self.evicted[consumer.origin] = SessionTaken()
         consumer.origin, consumer.client, consumer.restored, consumer.choked = self.origin, self.client, False, False
@@ -461,10 +459,6 @@ def _kind(message: Any) -> str:
     """What a frame is called, without what it says."""
     kind = getattr(message, "kind", None)
     return type(message).__name__.upper() if kind is None else f"0x{kind:04x}"
-
-
-def error_of_protocol(error: TaskqError) -> m.Error:
-    return m.Error(error.code, told(error.message), told(error.field), error.retryable, error.retry_after_ms)
 
 
 Handler = Callable[[Session, int, Any, int, bool], None]

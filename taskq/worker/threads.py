@@ -71,7 +71,7 @@ class ThreadPool:
         try:
             threading.Thread(target=self._work, name=f"taskq-task-{self._number + 1}", daemon=True).start()
         except (RuntimeError, MemoryError):
-            self._limited(self._threads)
+            self._limited(self._threads + self.given_up)
             if not self._threads:
                 self._loop.call_later(RECRUIT_S, self._recruit_first)
             return

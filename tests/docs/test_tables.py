@@ -12,8 +12,8 @@ from blocks import read, table
 
 from taskq import App, errors
 from taskq.actors.disk import BALLAST_BYTES, BALLAST_PART, FLOOR_BYTES, FLOOR_PART
-from taskq.actors.doors import FILES_SPARE, TcpLimits
-from taskq.actors.session import GREETING_BYTES_MAX, TURN_FRAMES, WAITS_MAX, WRITE_BUFFER_BYTES
+from taskq.actors.doors import FILES_SPARE, WAITS_MAX, TcpLimits
+from taskq.actors.session import GREETING_BYTES_MAX, TURN_FRAMES, WRITE_BUFFER_BYTES
 from taskq.actors.store import DIRTY_TASKS_MAX
 from taskq.actors.turns import TURN_REQUESTS, TURN_S
 from taskq.actors.watch import MEMORY_PART
