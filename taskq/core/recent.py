@@ -23,7 +23,7 @@ from taskq.ids import ms_of_id
 # of both generations; an id takes about 110 bytes
 IDS_MAX = 500_000
 # of them so many may be kept because they are ahead
-AHEAD_SHARE = 8
+AHEAD_MAX = IDS_MAX // 8
 
 
 @attrs.define
@@ -72,7 +72,7 @@ class Recent:
         old = self._old
         self._old, self._young = self._young, Generation(now_ms)
         kept = _ahead(old.ahead, now_ms)
-        if len(kept) > IDS_MAX // AHEAD_SHARE:
+        if len(kept) > AHEAD_MAX:
             kept = set()
         if kept:
             self._young.add(list(kept), now_ms)

@@ -117,6 +117,10 @@ class Store(Protocol):
         """The highest id up to this one, live or finished; b"" if there is none."""
         ...
 
+    async def ids_after(self, after: bytes, limit: int) -> list[bytes]:
+        """The first ids above this one, live or finished, in order; at most so many."""
+        ...
+
     async def commit(self, batch: WriteBatch) -> None:
         """All of the batch or nothing; on return it survives power loss."""
         ...

@@ -80,6 +80,10 @@ class MemoryStore:
         rows = (*self.contents.tasks.values(), *self.contents.finished)
         return max((row[ID] for row in rows if row[ID] <= until), default=b"")
 
+    async def ids_after(self, after: bytes, limit: int) -> list[bytes]:
+        rows = (*self.contents.tasks.values(), *self.contents.finished)
+        return sorted(row[ID] for row in rows if row[ID] > after)[:limit]
+
     async def commit(self, batch: WriteBatch) -> None:
         put, finish = _own(batch.put), _own(batch.finish)
         _check(put + finish)

@@ -19,6 +19,7 @@ from taskq.core.consumer import Consumer
 from taskq.core.idtime import FRESH_MS
 from taskq.core.line import TASK_BYTES, Budget, Line
 from taskq.core.queue import Queue
+from taskq.core.recent import AHEAD_MAX
 from taskq.core.ring import Ring
 from taskq.core.shard import Shard
 from taskq.core.task import FAILED, FINAL, PENDING, RETRYING, RUNNING, SCHEDULED, WAITING, Task
@@ -273,10 +274,17 @@ async def load(store: Store, shards: Sequence[Shard], now_ms: int, queue_bytes: 
 
 
 async def _raise_floor(store: Store, shared: Shared, now_ms: int) -> None:
-    """Ids that look new and may be in the store, or were left out of it, are looked for."""
-    fresh_until_ms = shared.ids.now_ms(now_ms) + FRESH_MS
-    newest = await store.newest_id(fresh_until_ms.to_bytes(6, "big") + bytes([0xFF]) * (ID_BYTES - 6))
+    """Ids that look new and may be in the store, or were left out of it, are looked for, now or when their time has come."""
+    id_ms = shared.ids.now_ms(now_ms)
+    fresh_until_ms = id_ms + FRESH_MS
+    last_fresh = fresh_until_ms.to_bytes(6, "big") + bytes([0xFF]) * (ID_BYTES - 6)
+    newest = await store.newest_id(last_fresh)
+    ahead = await store.ids_after(last_fresh, AHEAD_MAX + 1)
     marks = [ms for ms in (shared.ids.pruned_ms, shared.ids.ahead_ms) if ms <= fresh_until_ms]
+    if len(ahead) <= AHEAD_MAX:
+        shared.recent.add(ahead, id_ms)
+    else:
+        marks.append(ms_of_id(await store.newest_id(bytes([0xFF]) * ID_BYTES)))
     shared.recent.raise_floor(max([ms_of_id(newest) if newest else 0, *marks]))
 
 

@@ -307,6 +307,11 @@ def _newest_id(connection: sqlite3.Connection, until: bytes) -> bytes:
     return max(bytes(task_id or b"") for task_id in found)
 
 
+def _ids_after(connection: sqlite3.Connection, after: bytes, limit: int) -> list[bytes]:
+    query = "SELECT id FROM tasks WHERE id > ?1 UNION ALL SELECT id FROM finished WHERE id > ?1 ORDER BY id LIMIT ?2"
+    return [bytes(task_id) for (task_id,) in connection.execute(query, (after, limit))]
+
+
 def _checkpoint(connection: sqlite3.Connection) -> bool:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not busy
@@ -442,6 +447,9 @@ class SqliteStore:
 
     async def newest_id(self, until: bytes) -> bytes:
         return await self._run(_newest_id, until)
+
+    async def ids_after(self, after: bytes, limit: int) -> list[bytes]:
+        return await self._run(_ids_after, after, limit)
 
     async def commit(self, batch: WriteBatch) -> None:
         held = [batch]  # the thread keeps its last job until the next one comes: the job must not keep the payloads

@@ -21,6 +21,7 @@ from taskq.core.book import EVERYTHING, Sequence64, Shared
 from taskq.core.grant import waiting_for
 from taskq.core.house import House, Terms
 from taskq.core.line import Budget
+from taskq.core.recent import Recent
 from taskq.core.ring import Ring
 from taskq.core.session import Session
 from taskq.core.shard import Shard
@@ -240,6 +241,7 @@ class World:
             consumers={},
             held={},
             alone={},
+            recent=Recent(),
             tokens=Sequence64(self.shared.tokens.following + (1 << 40)),
         )
         self.shards = [Shard(index, len(self.shards), self.shared) for index in range(len(self.shards))]

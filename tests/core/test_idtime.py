@@ -34,6 +34,17 @@ def test_an_id_that_is_ahead_is_known_again_after_its_task_has_ended_and_left_me
     assert world.client.ask(enqueue_of(b"y", ids=task_id)).errors[0][1] == "ID_CONFLICT"
 
 
+def test_an_id_that_was_ahead_is_known_again_after_a_restart_when_its_time_has_come(world: World) -> None:
+    task_id = world.new_id(age_ms=-5 * MINUTE_MS)
+    worker = Worker(world, "w1", "email", credit=1)
+    world.enqueue(b"x", ids=task_id)
+    worker.ack(*worker.jobs)
+    world.restart()
+    world.now_ms += 5 * MINUTE_MS
+    assert world.client.ask(enqueue_of(b"x", ids=task_id)).outcomes == bytes([m.EXISTS])
+    assert world.client.ask(enqueue_of(b"y", ids=task_id)).errors[0][1] == "ID_CONFLICT"
+
+
 @pytest.mark.parametrize("stepped_ms", [-HOUR_MS, -DAY_MS, HOUR_MS, DAY_MS])
 def test_a_step_of_the_machines_clock_makes_no_id_of_a_connected_client_odd(world: World, stepped_ms: int) -> None:
     world.wall = lambda steady_ms: steady_ms + stepped_ms

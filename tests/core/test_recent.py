@@ -34,6 +34,7 @@ def test_no_id_is_ever_missed(steps: list[tuple[int, int, int]]) -> None:
     """However many there are, whatever time they carry and however long ago they left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "IDS_MAX", 8)
+        patch.setattr(module, "AHEAD_MAX", 1)
         recent, now_ms, rng = Recent(), NOW_MS, random.Random(1)
         gone: list[bytes] = []
         for passed_ms, skew_ms, number in steps:

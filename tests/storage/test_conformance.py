@@ -167,6 +167,8 @@ async def test_the_newest_id_is_found_up_to_a_bound_and_in_both_tables(store: St
     await store.commit(WriteBatch(put=[row(1, id=ids[0]), row(3, id=ids[2])], finish=[row(2, id=ids[1], state=COMPLETED, finished_ms=5)]))
     assert [await store.newest_id(task_id) for task_id in ids] == ids
     assert await store.newest_id(bytes(16)) == b""
+    assert await store.ids_after(bytes(16), 2) == ids[:2]
+    assert await store.ids_after(ids[0], 9) == ids[1:]
 
 
 async def test_put_replaces_by_seq_and_delete_forgets(store: Store) -> None:
