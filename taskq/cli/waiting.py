@@ -33,9 +33,10 @@ def watched(client: Client, task_id: str) -> TaskInfo:
                 return client.wait(task_id, LOOK_S)
             except ResultTimeout:
                 info = client.get(task_id)
-            if not info.is_final and _essence(state_of(info)) != told:
-                told = _essence(state_of(info))
-                _say(state_of(info) + suggestion(client, info))
+            line = state_of(info) + suggestion(client, info)
+            if not info.is_final and _essence(line) != told:
+                told = _essence(line)
+                _say(line)
     except KeyboardInterrupt:
         _interrupted(task_id)
     except BrokerUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sqlite3
@@ -75,7 +76,7 @@ def test_a_backup_under_load_has_all_that_was_acknowledged_before_it_began(start
         assert missing(restored(start, f"backup-{number}"), sample) == []
 
 
-async def test_a_flush_between_the_copies_of_journal_and_store_does_no_harm(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_between_the_copies_of_journal_and_store_does_no_harm(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tcp = start("broker", *ON_FREE_PORTS).wait_for(READY)["tcp"]
     first = ids_of(tcp, [1])
     copy_journal = backup._copy_journal
@@ -93,7 +94,7 @@ async def test_a_flush_between_the_copies_of_journal_and_store_does_no_harm(star
                 pass
 
     monkeypatch.setattr(backup, "_copy_journal", then_flush)
-    made = await backup.backup(tmp_path / "taskq-data", tmp_path / "copy")
+    made = asyncio.run(backup.backup(tmp_path / "taskq-data", tmp_path / "copy"))
     assert made.tasks == 2
     assert missing(restored(start, "copy"), first) == []
 
