@@ -4,6 +4,7 @@ real processes, each of which is ended, whatever happens."""
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,11 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parent))
 
 from programs import IN_CODE, WAIT_S, Program, Run, Spawn, Start, environment
+
+# a run in the background ignores these, and so would every program that a test starts
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
 ON_BOTH_LOOPS = frozenset({"actors", "e2e"})
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

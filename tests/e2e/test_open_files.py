@@ -21,6 +21,15 @@ from taskq.actors.doors import FILES_LEAST
 BROKER = IN_CODE.format("broker")
 
 
+@pytest.fixture(autouse=True)
+def room_for_connections() -> Iterator[None]:
+    """This process makes them, and the tests after these have what they had."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[1], 8_192), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 @pytest.fixture
 def limited(spawn: Spawn) -> object:
     """Start a broker that may have so many files."""
@@ -54,7 +63,6 @@ def test_too_few_files_are_refused_at_the_start_with_the_number_that_is_needed(l
 @pytest.mark.parametrize("files", [FILES_LEAST, 513, 1_024])
 @pytest.mark.parametrize("door", ["tcp", "http"])
 def test_more_silent_connections_than_files_do_not_end_it(limited, door: str, files: int) -> None:  # type: ignore[no-untyped-def]
-    raise_own_limit()
     broker = limited(files, "--shards", "64")
     found = broker.wait_for(READY)
     with connected(port(found[door]), files + 100):
@@ -64,18 +72,12 @@ def test_more_silent_connections_than_files_do_not_end_it(limited, door: str, fi
 
 @pytest.mark.parametrize("door", ["tcp", "http"])
 def test_handshakes_that_do_not_go_on_do_not_end_it(limited, tmp_path: Path, door: str) -> None:  # type: ignore[no-untyped-def]
-    raise_own_limit()
     files: Files = issue(tmp_path / "tls")
     broker = limited(1_024, *files.flags)
     found = broker.wait_for(READY)
     with connected(port(found[door]), 1_500), Client(found["tcp"], tls_ca=str(files.ca)) as client:
         assert client.enqueue("t")
     assert broker.stop() == 0
-
-
-def raise_own_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8_192), hard))
 
 
 def assert_healthy(tcp: str, http: str) -> None:

@@ -414,6 +414,18 @@ def test_each_of_the_twelve_and_each_invariant_has_a_bug_that_shows_it() -> None
     assert {bug for _, bug in INVARIANTS.values()} <= set(PLANTED)
 
 
+# what few seeds show: with which one it was last found, so that the others are seldom needed
+RARE: dict[Callable[[Patch], None], tuple[int, ...]] = {
+    flush_claims_later_records: (5,),
+    cold_while_dirty: (17,),
+    cancel_is_forgotten_at_expiry: (4,),
+    a_session_extends_what_it_does_not_list: (21,),
+    a_failed_sync_is_tried_again: (37,),
+    one_known_task_spoils_its_frame: (110,),
+    torn_batches_are_believed: (110,),
+}
+
+
 @pytest.fixture
 def patch() -> Iterator[Patch]:
     with pytest.MonkeyPatch.context() as patch:
@@ -423,7 +435,7 @@ def patch() -> Iterator[Patch]:
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_is_found(plant: Callable[[Patch], None], patch: Patch) -> None:
     plant(patch)
-    for seed in range(SEEDS):
+    for seed in (*RARE.get(plant, ()), *range(SEEDS)):
         try:
             simulate(seed)
         except Violation as violation:

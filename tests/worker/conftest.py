@@ -182,6 +182,10 @@ async def broker() -> AsyncIterator[ScriptedBroker]:
     await broker.stop()
 
 
+# a worker that nobody listens to stands still in the middle of a line
+SAID_BYTES_MAX = 64 << 20
+
+
 class Worker:
     """A `taskq-worker` process."""
 
@@ -205,6 +209,7 @@ class Worker:
             cwd=self.directory,
             env={**os.environ, "PYTHONPATH": path},
             stderr=asyncio.subprocess.PIPE,
+            limit=SAID_BYTES_MAX,
         )
 
     async def end(self) -> tuple[int, str]:
